@@ -1,0 +1,223 @@
+"""The numbered errors: every failure that a person must act on has a row here.
+
+Numbers below 1400 are those of the PanDA pilot wherever one means the same thing, so that sites can keep their
+dashboards and habits; numbers from 1400 on are Pilotage's own. The reference page of errors is generated from
+:data:`ERRORS`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, IntEnum
+
+
+class Actor(str, Enum):
+    """Who has to act on an error."""
+
+    USER = "user"
+    """The person who submitted the work: payload, requirements or input are wrong."""
+    SITE = "site"
+    """The admin of the site, queue or storage."""
+    OPERATOR = "operator"
+    """Whoever runs the dispatcher or harvester."""
+    NOBODY = "nobody"
+    """Nothing to do: the system deals with it, or somebody asked for it."""
+
+
+class ErrorCode(IntEnum):
+    """Numbers of the errors; see :data:`ERRORS` for what each means."""
+
+    GENERAL_ERROR = 1008
+    NO_LOCAL_SPACE = 1098
+    STAGE_IN_FAILED = 1099
+    REPLICA_NOT_FOUND = 1100
+    NO_SUCH_FILE = 1103
+    WORK_DIR_TOO_LARGE = 1104
+    STDOUT_TOO_BIG = 1106
+    SETUP_FAILED = 1110
+    OUTPUT_TOO_LARGE = 1124
+    NO_STORAGE = 1133
+    STAGE_OUT_FAILED = 1137
+    PUT_MD5_MISMATCH = 1141
+    KILLED_BY_SERVER = 1144
+    GET_MD5_MISMATCH = 1145
+    LOOPING_JOB = 1150
+    STAGE_IN_TIMEOUT = 1151
+    STAGE_OUT_TIMEOUT = 1152
+    NO_PROXY = 1163
+    MISSING_OUTPUT = 1165
+    INPUT_TOO_LARGE = 1168
+    GET_ADLER32_MISMATCH = 1171
+    PUT_ADLER32_MISMATCH = 1172
+    NAME_TOO_LONG = 1190
+    MKDIR_FAILED = 1199
+    KILL_SIGNAL = 1200
+    SIGTERM = 1201
+    SIGQUIT = 1202
+    SIGSEGV = 1203
+    SIGXCPU = 1204
+    USER_KILL = 1205
+    SIGBUS = 1206
+    SIGUSR1 = 1207
+    OUT_OF_MEMORY = 1212
+    WALL_TIME_REACHED = 1213
+    FILE_EXISTS = 1221
+    MEMORY_EXCEEDED = 1235
+    FAILED_BY_SERVER = 1236
+    CHECKSUM_NOT_SUPPORTED = 1242
+    FILE_HANDLING_FAILED = 1303
+    PAYLOAD_FAILED = 1305
+    CONTAINER_FAILED = 1306
+    CONTAINER_BIND_FAILED = 1308
+    CONTAINER_MOUNT_FAILED = 1309
+    NO_STORAGE_PROTOCOL = 1313
+    UNKNOWN_CHECKSUM_TYPE = 1314
+    COMMUNICATION_FAILED = 1318
+    INTERNAL_PILOT_PROBLEM = 1319
+    LOG_CREATION_FAILED = 1320
+    UNKNOWN_COPYTOOL = 1323
+    SERVICE_UNAVAILABLE = 1324
+    CONTAINER_NOT_INSTALLED = 1325
+    NETWORK_UNREACHABLE = 1327
+    MISSING_INPUT = 1331
+    NO_REMOTE_SPACE = 1333
+    STAGE_IN_AUTHENTICATION = 1338
+    CONTAINER_NO_USER_NAMESPACE = 1345
+    MIDDLEWARE_IMPORT_FAILED = 1342
+    EMPTY_OUTPUT = 1350
+    CORE_DUMP = 1355
+    IMAGE_NOT_FOUND = 1360
+    MISSING_CREDENTIALS = 1364
+    BAD_JOBSCRIPT = 1400
+    STAGE_OUT_AUTHENTICATION = 1401
+    HEARTBEAT_LOST = 1402
+    DECLARED_LOST = 1403
+    PREEMPTED = 1404
+    SUPERVISOR_DIED = 1405
+    UNITS_NOT_PROCESSED = 1406
+    DRAINED = 1407
+    TASK_CANCELLED = 1408
+    WORKER_LOST = 1409
+    REGISTRATION_FAILED = 1410
+    OUTPUT_NOT_REGULAR = 1411
+
+
+@dataclass(frozen=True)
+class ErrorInfo:
+    """What one error means.
+
+    ``words`` say what happened and what to do; ``actor`` who must act; ``retry`` whether another attempt can help;
+    ``payload`` whether it counts against the unit's payload failures (else it is the site's or the system's fault).
+    """
+
+    words: str
+    actor: Actor
+    retry: bool
+    payload: bool = False
+
+
+_U, _S, _O, _N = Actor.USER, Actor.SITE, Actor.OPERATOR, Actor.NOBODY
+
+ERRORS: dict[ErrorCode, ErrorInfo] = {
+    ErrorCode.GENERAL_ERROR: ErrorInfo("General pilot error: read the pilot log.", _S, True),
+    ErrorCode.NO_LOCAL_SPACE: ErrorInfo("Not enough space on the node's scratch disk: clean it or lower the queue's disk.", _S, True),
+    ErrorCode.STAGE_IN_FAILED: ErrorInfo("An input file could not be fetched: look at the storage and the network.", _S, True),
+    ErrorCode.REPLICA_NOT_FOUND: ErrorInfo("No usable replica of an input file: check its replicas and the storages' status.", _S, True),
+    ErrorCode.NO_SUCH_FILE: ErrorInfo("A storage says that the file does not exist: its replica entry is wrong.", _S, True),
+    ErrorCode.WORK_DIR_TOO_LARGE: ErrorInfo("The job's folder outgrew its disk limit: ask for more disk or write less.", _U, True, True),
+    ErrorCode.STDOUT_TOO_BIG: ErrorInfo("The payload's log outgrew its limit: print less.", _U, False, True),
+    ErrorCode.SETUP_FAILED: ErrorInfo("The job could not be set up: read the job's log.", _S, True),
+    ErrorCode.OUTPUT_TOO_LARGE: ErrorInfo("An output file is larger than allowed: split it.", _U, False, True),
+    ErrorCode.NO_STORAGE: ErrorInfo("No storage may take the output: name one in the task, or bring one online.", _O, True),
+    ErrorCode.STAGE_OUT_FAILED: ErrorInfo("An output file could not be uploaded: look at the storage and the network.", _S, True),
+    ErrorCode.PUT_MD5_MISMATCH: ErrorInfo("An uploaded file has another md5 than the local one: look at the storage.", _S, True),
+    ErrorCode.KILLED_BY_SERVER: ErrorInfo("The server asked the pilot to kill this job.", _N, False),
+    ErrorCode.GET_MD5_MISMATCH: ErrorInfo("An input file has another md5 than recorded: the replica is damaged.", _S, True),
+    ErrorCode.LOOPING_JOB: ErrorInfo("The payload touched no output for too long and was killed.", _U, True, True),
+    ErrorCode.STAGE_IN_TIMEOUT: ErrorInfo("A file transfer timed out during stage-in.", _S, True),
+    ErrorCode.STAGE_OUT_TIMEOUT: ErrorInfo("A file transfer timed out during stage-out.", _S, True),
+    ErrorCode.NO_PROXY: ErrorInfo("The grid proxy is missing or no longer valid: renew it.", _O, True),
+    ErrorCode.MISSING_OUTPUT: ErrorInfo("The payload did not write an output that the task promises.", _U, True, True),
+    ErrorCode.INPUT_TOO_LARGE: ErrorInfo("The input files are larger than the slot's disk.", _U, False),
+    ErrorCode.GET_ADLER32_MISMATCH: ErrorInfo("An input file has another adler32 than recorded: the replica is damaged.", _S, True),
+    ErrorCode.PUT_ADLER32_MISMATCH: ErrorInfo("An uploaded file has another adler32 than the local one: look at the storage.", _S, True),
+    ErrorCode.NAME_TOO_LONG: ErrorInfo("A file name is longer than 255 characters: shorten it.", _U, False, True),
+    ErrorCode.MKDIR_FAILED: ErrorInfo("A local folder could not be made: look at the node's scratch disk.", _S, True),
+    ErrorCode.KILL_SIGNAL: ErrorInfo("The payload was ended by a signal.", _U, True, True),
+    ErrorCode.SIGTERM: ErrorInfo("The job was ended by SIGTERM, as batch systems do when they want the slot back.", _N, True),
+    ErrorCode.SIGQUIT: ErrorInfo("The job was ended by SIGQUIT.", _N, True),
+    ErrorCode.SIGSEGV: ErrorInfo("The payload crashed with a segmentation fault: mend it, or look at its core dump.", _U, True, True),
+    ErrorCode.SIGXCPU: ErrorInfo("The job used more CPU time than the batch system allows.", _U, True, True),
+    ErrorCode.USER_KILL: ErrorInfo("The job was killed by its user.", _N, False),
+    ErrorCode.SIGBUS: ErrorInfo("The payload crashed with a bus error.", _U, True, True),
+    ErrorCode.SIGUSR1: ErrorInfo("The job was ended by SIGUSR1, the batch system's warning.", _N, True),
+    ErrorCode.OUT_OF_MEMORY: ErrorInfo("The payload ran out of memory: ask for more.", _U, True, True),
+    ErrorCode.WALL_TIME_REACHED: ErrorInfo("The slot's time ran out: ask for more wall time or fewer units a job.", _U, True, True),
+    ErrorCode.FILE_EXISTS: ErrorInfo("The destination exists already.", _S, True),
+    ErrorCode.MEMORY_EXCEEDED: ErrorInfo("The payload used more memory than allowed: ask for more.", _U, True, True),
+    ErrorCode.FAILED_BY_SERVER: ErrorInfo("The server failed this job.", _O, True),
+    ErrorCode.CHECKSUM_NOT_SUPPORTED: ErrorInfo("The storage cannot tell the checksum that was asked for.", _S, True),
+    ErrorCode.FILE_HANDLING_FAILED: ErrorInfo("A local file could not be read or written: look at the node's disk.", _S, True),
+    ErrorCode.PAYLOAD_FAILED: ErrorInfo("The payload ended with a non-zero exit code: read its log.", _U, True, True),
+    ErrorCode.CONTAINER_FAILED: ErrorInfo("Apptainer failed: read the payload's log.", _S, True),
+    ErrorCode.CONTAINER_BIND_FAILED: ErrorInfo("Apptainer could not mount a bind point: check the queue's bind list.", _S, True),
+    ErrorCode.CONTAINER_MOUNT_FAILED: ErrorInfo("Apptainer could not mount the image: check FUSE on the node, or the image.", _S, True),
+    ErrorCode.NO_STORAGE_PROTOCOL: ErrorInfo("No protocol of this storage suits a copytool of the queue: add one.", _O, True),
+    ErrorCode.UNKNOWN_CHECKSUM_TYPE: ErrorInfo("The checksum's type is unknown: use adler32, md5 or sha256.", _U, False),
+    ErrorCode.COMMUNICATION_FAILED: ErrorInfo("The server could not be reached: check the URL, the certificate and the network.", _S, True),
+    ErrorCode.INTERNAL_PILOT_PROBLEM: ErrorInfo("A mistake inside the pilot: please report it with the pilot log.", _O, True),
+    ErrorCode.LOG_CREATION_FAILED: ErrorInfo("The job's log archive could not be made.", _S, True),
+    ErrorCode.UNKNOWN_COPYTOOL: ErrorInfo("The copytool is not installed or not known: check the queue's list.", _O, True),
+    ErrorCode.SERVICE_UNAVAILABLE: ErrorInfo("The storage service is not available at the moment.", _S, True),
+    ErrorCode.CONTAINER_NOT_INSTALLED: ErrorInfo("Apptainer is not installed on the node: install it, or drop the container tag.", _S, True),
+    ErrorCode.NETWORK_UNREACHABLE: ErrorInfo("The network to the storage is unreachable from the node.", _S, True),
+    ErrorCode.MISSING_INPUT: ErrorInfo("The input file is missing on the storage: its replica entry is wrong.", _S, True),
+    ErrorCode.NO_REMOTE_SPACE: ErrorInfo("The storage is full.", _S, True),
+    ErrorCode.STAGE_IN_AUTHENTICATION: ErrorInfo("The storage refused the credential during stage-in.", _S, True),
+    ErrorCode.MIDDLEWARE_IMPORT_FAILED: ErrorInfo("A storage library could not be imported: install it on the node.", _S, True),
+    ErrorCode.CONTAINER_NO_USER_NAMESPACE: ErrorInfo("The node allows no user namespaces, which Apptainer needs: ask for user.max_user_namespaces.", _S, True),
+    ErrorCode.EMPTY_OUTPUT: ErrorInfo("An output file is empty.", _U, True, True),
+    ErrorCode.CORE_DUMP: ErrorInfo("The payload dumped core.", _U, True, True),
+    ErrorCode.IMAGE_NOT_FOUND: ErrorInfo("The container image does not exist: check its path or address.", _U, False, True),
+    ErrorCode.MISSING_CREDENTIALS: ErrorInfo("A credential that the transfer needs is missing.", _O, True),
+    ErrorCode.BAD_JOBSCRIPT: ErrorInfo("The jobscript cannot be run: its first line must be a shebang such as #!/bin/sh.", _U, False, True),
+    ErrorCode.STAGE_OUT_AUTHENTICATION: ErrorInfo("The storage refused the credential during stage-out.", _S, True),
+    ErrorCode.HEARTBEAT_LOST: ErrorInfo("The pilot was silent for too long: the node or the network died.", _S, True),
+    ErrorCode.DECLARED_LOST: ErrorInfo("The server had declared this job lost; its results came too late.", _N, True),
+    ErrorCode.PREEMPTED: ErrorInfo("The batch system took the slot back.", _N, True),
+    ErrorCode.SUPERVISOR_DIED: ErrorInfo("The job's supervisor process was killed; the payload died with it.", _S, True),
+    ErrorCode.UNITS_NOT_PROCESSED: ErrorInfo("The jobscript did not process this unit; another job will.", _N, True),
+    ErrorCode.DRAINED: ErrorInfo("The pilot was told to drain before the job could start.", _N, True),
+    ErrorCode.TASK_CANCELLED: ErrorInfo("The task was killed while the job ran.", _N, False),
+    ErrorCode.WORKER_LOST: ErrorInfo("The batch system lost the worker that held this pilot.", _S, True),
+    ErrorCode.REGISTRATION_FAILED: ErrorInfo("The pilot could not register: its worker's secret is unknown, used up or expired.", _O, False),
+    ErrorCode.OUTPUT_NOT_REGULAR: ErrorInfo("An output is a link or no regular file inside the job's folder; it is not uploaded.", _U, False, True),
+}  # fmt: skip
+
+
+class PilotageError(Exception):
+    """A failure with a number.
+
+    ``code`` says which row of :data:`ERRORS`; ``detail`` what exactly happened (never a secret).
+    """
+
+    def __init__(self, code: ErrorCode, detail: str = "") -> None:
+        self.code = ErrorCode(code)
+        self.detail = detail
+        super().__init__(f"{int(self.code)} {self.code.name}: {detail or self.info.words}")
+
+    @property
+    def info(self) -> ErrorInfo:
+        """The row of the table."""
+        return ERRORS[self.code]
+
+
+#: Signal names to the error that a payload killed by it is reported as (PanDA pilot, get_kill_signal_error_code).
+SIGNAL_ERRORS: dict[str, ErrorCode] = {
+    "SIGTERM": ErrorCode.SIGTERM,
+    "SIGQUIT": ErrorCode.SIGQUIT,
+    "SIGSEGV": ErrorCode.SIGSEGV,
+    "SIGXCPU": ErrorCode.SIGXCPU,
+    "SIGBUS": ErrorCode.SIGBUS,
+    "SIGUSR1": ErrorCode.SIGUSR1,
+}
