@@ -138,7 +138,7 @@ class StageSpec(Strict, kw_only=True):
     environment: dict[str, str] = {}
     outputs: list[OutputPattern] = []
     common_input: list[FileSpec] = []
-    requirements: Requirements = Requirements()
+    requirements: Requirements = msgspec.field(default_factory=Requirements)
     files_per_job: Positive = 1
     merge: Optional[MergeRule] = None
     max_attempts: Annotated[int, msgspec.Meta(ge=1, le=100)] = 3
@@ -169,7 +169,7 @@ class TaskView(Message):
     state_reason: str = ""
     priority: int = 0
     share: str = "default"
-    requirements: Requirements = Requirements()
+    requirements: Requirements = msgspec.field(default_factory=Requirements)
     input_kind: str = ""
     input_closed: bool = False
     units: dict[str, int] = {}
@@ -309,9 +309,6 @@ class Activity(str, Enum):
     WRITE_WAN = "write_wan"
 
 
-ALL_ACTIVITIES: list[Activity] = list(Activity)
-
-
 class SiteSpec(Strict):
     """A place. ``distances`` to storages: 0 same site … 100 far, 101 never; a storage of the site itself is at 0."""
 
@@ -342,7 +339,7 @@ class Endpoint(Strict):
     """A way to reach a storage: ``url`` is its prefix, such as ``root://host:1094//data`` or ``file:///data``."""
 
     url: Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9+.\-]*://", max_length=2048)]
-    activities: list[Activity] = ALL_ACTIVITIES
+    activities: list[Activity] = msgspec.field(default_factory=lambda: list(Activity))
 
 
 class StorageSpec(Strict, kw_only=True):
@@ -410,7 +407,7 @@ class PilotRegistration(Message):
     host: Annotated[str, msgspec.Meta(max_length=255)] = ""
     node: Count = 0
     version: str = ""
-    offer: Offer = Offer()
+    offer: Offer = msgspec.field(default_factory=Offer)
 
 
 class PilotSettings(Message):
@@ -428,7 +425,7 @@ class PilotGrant(Message):
     token: str
     token_expires: float
     queue: QueueSpec
-    settings: PilotSettings = PilotSettings()
+    settings: PilotSettings = msgspec.field(default_factory=PilotSettings)
 
 
 class AcquireRequest(Message):
@@ -737,7 +734,7 @@ class WorkerReport(Message):
     mark: Annotated[str, msgspec.Meta(min_length=8, max_length=64)]
     queue: str
     state: WorkerState
-    shape: Shape = Shape()
+    shape: Shape = msgspec.field(default_factory=Shape)
     nodes: int = 1
     batch_id: Optional[str] = None
     secret_hash: Optional[str] = None
