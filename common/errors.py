@@ -100,6 +100,7 @@ class ErrorCode(IntEnum):
     WORKER_LOST = 1409
     REGISTRATION_FAILED = 1410
     OUTPUT_NOT_REGULAR = 1411
+    BAD_CONFIGURATION = 1412
 
 
 @dataclass(frozen=True)
@@ -192,6 +193,7 @@ ERRORS: dict[ErrorCode, ErrorInfo] = {
     ErrorCode.WORKER_LOST: ErrorInfo("The batch system lost the worker that held this pilot.", _S, True),
     ErrorCode.REGISTRATION_FAILED: ErrorInfo("The pilot could not register: its worker's secret is unknown, used up or expired.", _O, False),
     ErrorCode.OUTPUT_NOT_REGULAR: ErrorInfo("An output is a link or no regular file inside the job's folder; it is not uploaded.", _U, False, True),
+    ErrorCode.BAD_CONFIGURATION: ErrorInfo("The configuration or the installation cannot be used: mend what the message names.", _O, False),
 }  # fmt: skip
 
 

@@ -17,11 +17,11 @@ import msgspec
 
 from common.states import JobState, ResourceState, TaskState, UnitState, WorkerState
 
-Name = Annotated[str, msgspec.Meta(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+\-]*$")]
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+\-]*$(?!\n)")]
 """A name of ours: letters, digits and ``. _ + -``, beginning with a letter or digit."""
-Did = Annotated[str, msgspec.Meta(min_length=3, max_length=511, pattern=r"^[^:\s/]+:[^\s/][^/\x00-\x1f]*$")]
+Did = Annotated[str, msgspec.Meta(min_length=3, max_length=511, pattern=r"^[^:\s/]+:[^\s/][^/\x00-\x1f]*$(?!\n)")]
 """``scope:name``; neither part holds a slash."""
-Checksum = Annotated[str, msgspec.Meta(pattern=r"^(adler32:[0-9a-f]{8}|md5:[0-9a-f]{32}|sha256:[0-9a-f]{64})$")]
+Checksum = Annotated[str, msgspec.Meta(pattern=r"^(adler32:[0-9a-f]{8}|md5:[0-9a-f]{32}|sha256:[0-9a-f]{64})$(?!\n)")]
 Text = Annotated[str, msgspec.Meta(max_length=4096)]
 NonNegative = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
@@ -112,7 +112,7 @@ class OutputPattern(Strict):
     ``optional`` and not there fails the job.
     """
 
-    pattern: Annotated[str, msgspec.Meta(min_length=1, max_length=255, pattern=r"^[^/]+$")]
+    pattern: Annotated[str, msgspec.Meta(min_length=1, max_length=255, pattern=r"^[^/]+$(?!\n)")]
     storage: Optional[Name] = None
     optional: bool = False
 
@@ -228,6 +228,7 @@ class JobView(Message, kw_only=True):
     error_detail: str = ""
     metrics: dict[str, Any] = {}
     log_did: Optional[str] = None
+    log_tail: str = ""
 
 
 class OutputView(Message):
@@ -614,7 +615,7 @@ class OutputRole(str, Enum):
 class OutputRecord(Message):
     """A file that the pilot is about to upload. ``name`` is its name in the working directory."""
 
-    name: Annotated[str, msgspec.Meta(min_length=1, max_length=255, pattern=r"^[^/\x00]+$")]
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=255, pattern=r"^[^/\x00]+$(?!\n)")]
     size: NonNegative
     checksum: Checksum
     role: OutputRole = OutputRole.OUTPUT

@@ -1,0 +1,216 @@
+"""``pilotage show``: workflows, tasks, units, jobs, outputs and events."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Optional, TypeVar
+
+import click
+
+from common.cli import render
+from common.cli.api import Api
+from common.cli.client import Client, client_options
+from common.quantities import format_duration
+from common.states import JobState, TaskState, UnitState
+from common.wire import EventView, JobView, TaskView
+
+F = TypeVar("F", bound=Callable[..., Any])
+ID = click.IntRange(min=1)
+
+
+def list_options(command: F) -> F:
+    """Add ``--limit`` and the options of the client."""
+    limit = click.option(
+        "--limit", type=click.IntRange(min=1), default=100, show_default=True, help="Show at most so many."
+    )
+    return limit(client_options(command))
+
+
+def state_option(states: type[Any]) -> Callable[[F], F]:
+    """``--state`` with the states of one kind."""
+    return click.option("--state", type=click.Choice([one.value for one in states]), help="Only those in this state.")
+
+
+@click.group()
+def show() -> None:
+    """Look at workflows, tasks, units, jobs, outputs and events."""
+
+
+@show.command()
+@list_options
+def workflows(client: Client, limit: int) -> None:
+    """List workflows."""
+    found = Api(client.http).workflows(limit)
+    if client.as_json:
+        render.print_json(found)
+    else:
+        render.print_list(found, render.WORKFLOW_COLUMNS, limit=limit)
+
+
+@show.command()
+@click.argument("workflow_id", metavar="ID", type=ID)
+@client_options
+def workflow(client: Client, workflow_id: int) -> None:
+    """Show one workflow and the tasks of its stages."""
+    view = Api(client.http).workflow(workflow_id)
+    if client.as_json:
+        render.print_json(view)
+        return
+    render.print_fields(
+        [
+            ("workflow", f"{view.id} {view.name}"),
+            ("owner", view.owner),
+            ("scope", view.scope),
+            ("group", view.group),
+            ("labels", view.labels),
+            ("created", render.moment(view.created)),
+        ]
+    )
+    render.print_list(view.tasks, render.TASK_COLUMNS)
+
+
+@show.command()
+@click.option("--workflow", "workflow_id", metavar="ID", type=ID, help="Only those of this workflow.")
+@state_option(TaskState)
+@list_options
+def tasks(client: Client, limit: int, workflow_id: Optional[int], state: Optional[str]) -> None:
+    """List tasks."""
+    found = Api(client.http).tasks(limit, workflow=workflow_id, state=state)
+    if client.as_json:
+        render.print_json(found)
+    else:
+        render.print_list(found, render.TASK_COLUMNS, limit=limit)
+
+
+@show.command()
+@click.argument("task_id", metavar="ID", type=ID)
+@client_options
+def task(client: Client, task_id: int) -> None:
+    """Show one task."""
+    view = Api(client.http).task(task_id)
+    if client.as_json:
+        render.print_json(view)
+    else:
+        render.print_fields(_task_fields(view))
+
+
+def _task_fields(view: TaskView) -> list[tuple[str, object]]:
+    needs = view.requirements
+    return [
+        ("task", f"{view.id} {view.stage} (workflow {view.workflow_id})"),
+        ("state", view.state),
+        ("reason", view.state_reason),
+        ("input", f"{view.input_kind}{'' if view.input_closed else ', more may come'}"),
+        ("units", render.counts(view.units)),
+        ("jobs", render.counts(view.jobs)),
+        ("share", f"{view.share}, priority {view.priority}"),
+        ("needs", f"{needs.cores} cores, {needs.memory_mb} MiB memory, {needs.disk_mb} MiB disk"),
+        ("wall time", format_duration(needs.wall_s) if needs.wall_s else None),
+        ("GPUs", needs.gpus),
+        ("tags", needs.tags),
+        ("created", render.moment(view.created)),
+        ("ended", render.moment(view.ended)),
+    ]
+
+
+@show.command()
+@click.argument("task_id", metavar="TASK", type=ID)
+@state_option(UnitState)
+@list_options
+def units(client: Client, limit: int, task_id: int, state: Optional[str]) -> None:
+    """List the units of a task."""
+    found = Api(client.http).units(task_id, limit, state=state)
+    if client.as_json:
+        render.print_json(found)
+    else:
+        render.print_list(found, render.UNIT_COLUMNS, limit=limit)
+
+
+@show.command()
+@click.argument("task_id", metavar="TASK", type=ID)
+@list_options
+def outputs(client: Client, limit: int, task_id: int) -> None:
+    """List the confirmed outputs of a task, and where they lie."""
+    found = Api(client.http).outputs(task_id, limit)
+    if client.as_json:
+        render.print_json(found)
+    else:
+        render.print_list(found, render.OUTPUT_COLUMNS, limit=limit)
+
+
+JOB_COLUMNS: list[render.Column[JobView]] = [
+    ("job", lambda job: job.id),
+    ("task", lambda job: job.task_id),
+    ("state", lambda job: job.state),
+    ("units", lambda job: job.n_units),
+    ("queue", lambda job: job.queue),
+    ("host", lambda job: job.host),
+    ("claimed", lambda job: render.moment(job.claimed)),
+    ("took", lambda job: render.span(job.claimed, job.ended)),
+    ("error", lambda job: render.error_words(job.error_code, job.error_detail)),
+]
+
+
+@show.command()
+@click.option("--task", "task_id", metavar="ID", type=ID, help="Only those of this task.")
+@state_option(JobState)
+@list_options
+def jobs(client: Client, limit: int, task_id: Optional[int], state: Optional[str]) -> None:
+    """List jobs."""
+    found = Api(client.http).jobs(limit, task=task_id, state=state)
+    if client.as_json:
+        render.print_json(found)
+    else:
+        render.print_list(found, JOB_COLUMNS, limit=limit)
+
+
+@show.command()
+@click.argument("job_id", metavar="ID", type=ID)
+@client_options
+def job(client: Client, job_id: int) -> None:
+    """Show one job, with what went wrong and what was measured."""
+    view = Api(client.http).job(job_id)
+    if client.as_json:
+        render.print_json(view)
+    else:
+        render.print_fields(_job_fields(view))
+
+
+def _job_fields(view: JobView) -> list[tuple[str, object]]:
+    measured = {name: round(value, 3) if isinstance(value, float) else value for name, value in view.metrics.items()}
+    return [
+        ("job", f"{view.id} (task {view.task_id}, {view.n_units} units)"),
+        ("state", view.state),
+        ("where", f"queue {view.queue}, host {view.host}, pilot {view.pilot_id}"),
+        ("claimed", render.moment(view.claimed)),
+        ("started", render.moment(view.started)),
+        ("ended", render.moment(view.ended)),
+        ("heartbeat", render.moment(view.heartbeat)),
+        ("exit code", view.exit_code),
+        ("error", render.error_words(view.error_code, view.error_detail)),
+        ("measured", measured),
+        ("log", view.log_did),
+    ]
+
+
+EVENT_COLUMNS: list[render.Column[EventView]] = [
+    ("event", lambda event: event.id),
+    ("time", lambda event: render.moment(event.time)),
+    ("what", lambda event: f"{event.subject} {event.subject_id}"),
+    ("kind", lambda event: event.kind),
+    ("from", lambda event: render.state(event.source or "")),
+    ("to", lambda event: render.state(event.target or "")),
+    ("detail", lambda event: event.detail),
+]
+
+
+@show.command()
+@click.option("--task", "task_id", metavar="ID", type=ID, help="Only those of this task.")
+@click.option("--job", "job_id", metavar="ID", type=ID, help="Only those of this job.")
+@list_options
+def events(client: Client, limit: int, task_id: Optional[int], job_id: Optional[int]) -> None:
+    """List recorded changes of state."""
+    found = Api(client.http).events(limit, task=task_id, job=job_id)
+    if client.as_json:
+        render.print_json(found)
+    else:
+        render.print_list(found, EVENT_COLUMNS, limit=limit)

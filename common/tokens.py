@@ -1,0 +1,263 @@
+"""Tokens and secrets: signed tokens of pilots, jobs and users; files of mode 0600; where a user's token is found."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import math
+import os
+import re
+import secrets
+import stat
+import tempfile
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional, Union
+
+import jwt
+
+from common.clock import Clock
+from common.errors import ErrorCode, PilotageError
+
+ALGORITHM = "HS256"
+KEY_BYTES = 32
+LEEWAY_S = 30.0
+"""How far the clocks of two machines may differ: a token counts that much longer, and may come from that far ahead."""
+SECRET_PREFIX = "pls_"
+"""What every secret of ours begins with, so that the log filter and secret scanners know one when they see it."""
+
+_REGISTERED = frozenset({"iss", "sub", "exp", "iat", "jti", "roles", "nbf", "aud"})
+_BEARER = re.compile(r"[A-Za-z0-9._~+/-]+=*")
+_MAX_TOKEN_CHARS = 8192
+
+
+class TokenError(Exception):
+    """A token that is not accepted. ``expired``: it was good once, and may be renewed."""
+
+    def __init__(self, reason: str, *, expired: bool = False) -> None:
+        self.expired = expired
+        super().__init__(reason)
+
+
+class SecretFileError(PilotageError):
+    """A file with a secret that cannot be used: missing, readable by others, empty. Never shows what is in it."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(ErrorCode.BAD_CONFIGURATION, detail)
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What a valid token says. ``expires`` is in seconds since the epoch; ``extra`` holds the issuer's own claims."""
+
+    subject: str
+    roles: list[str]
+    expires: float
+    token_id: str
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class TokenIssuer:
+    """Mints and verifies the tokens of one installation, signed with a key that only its servers have.
+
+    Raises ValueError for a key of fewer than 32 bytes.
+    """
+
+    def __init__(self, key: bytes, issuer: str, clock: Clock) -> None:
+        if len(key) < KEY_BYTES:
+            raise ValueError(f"key: it has {len(key)} bytes; {ALGORITHM} needs at least {KEY_BYTES}")
+        self._key = key
+        self._issuer = issuer
+        self._clock = clock
+
+    def mint(self, subject: str, roles: Sequence[str], ttl_s: float, **claims: object) -> str:
+        """A token for ``subject`` that is good for ``ttl_s`` seconds. Raises ValueError for a claim with a fixed meaning."""
+        taken = sorted(_REGISTERED & claims.keys())
+        if taken:
+            raise ValueError(f"claims: {', '.join(taken)} cannot be chosen; use another name")
+        now = self._clock.now()
+        fixed = {
+            "iss": self._issuer,
+            "sub": subject,
+            "roles": list(roles),
+            "iat": int(now),
+            "exp": math.ceil(now + ttl_s),
+            "jti": uuid.uuid4().hex,
+        }
+        return jwt.encode({**claims, **fixed}, self._key, algorithm=ALGORITHM)
+
+    def verify(self, token: str, *, allow_expired_for_s: float = 0.0) -> Claims:
+        """What ``token`` says, if this installation signed it and it has not expired (give or take LEEWAY_S).
+
+        ``allow_expired_for_s`` also accepts one that expired at most so many seconds ago: a pilot renews its token after
+        an outage. Raises TokenError.
+        """
+        if len(token) > _MAX_TOKEN_CHARS or not token.isascii():
+            raise TokenError("the token is not valid: it is too long or not plain text")
+        try:
+            payload = jwt.decode(
+                token,
+                self._key,
+                algorithms=[ALGORITHM],
+                issuer=self._issuer,
+                # Times are compared below, with the injected clock.
+                options={
+                    "require": ["iss", "sub", "exp", "iat", "jti"],
+                    "verify_exp": False,
+                    "verify_iat": False,
+                    "verify_nbf": False,
+                },
+            )
+        except (jwt.PyJWTError, RecursionError) as error:  # the latter from older PyJWT, for a deeply nested header
+            raise TokenError(f"the token is not valid: {error}") from error
+        claims = _claims(payload)
+        now = self._clock.now()
+        if payload["iat"] > now + LEEWAY_S:
+            raise TokenError("the token comes from the future: set the clocks of the servers")
+        if now >= claims.expires + LEEWAY_S + allow_expired_for_s:
+            raise TokenError("the token has expired", expired=True)
+        return claims
+
+
+def _claims(payload: Mapping[str, Any]) -> Claims:
+    roles = payload.get("roles")
+    texts = [payload["sub"], payload["jti"]]
+    times = [payload["exp"], payload["iat"]]
+    if not (
+        isinstance(roles, list)
+        and all(isinstance(text, str) for text in [*texts, *roles])
+        and all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in times)
+        and all(math.isfinite(number) for number in times)
+    ):
+        raise TokenError("the token is not valid: a claim has the wrong type")
+    extra = {name: value for name, value in payload.items() if name not in _REGISTERED}
+    return Claims(payload["sub"], roles, float(payload["exp"]), payload["jti"], extra)
+
+
+def new_secret() -> str:
+    """A secret of 256 random bits, in characters that fit a URL or a header."""
+    return SECRET_PREFIX + secrets.token_urlsafe(KEY_BYTES)
+
+
+def hash_secret(secret: str) -> str:
+    """What is stored in place of a secret: its SHA-256 in hex.
+
+    A slow, salted hash protects passwords because people choose guessable ones. Our secrets are 256 random bits: nobody
+    guesses them, and the server can look one up by its hash.
+    """
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def check_bearer(token: str) -> str:
+    """``token``, if it may stand in an Authorization header. Raises SecretFileError without showing it."""
+    if not _BEARER.fullmatch(token):
+        raise SecretFileError("the token contains characters that no bearer token has: get a new one")
+    return token
+
+
+def read_secret_file(path: Union[str, Path]) -> str:
+    """The text in a file that only its owner can read, without white space around it. Raises SecretFileError."""
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise SecretFileError(f"{path}: it is not a regular file")
+            mode = stat.S_IMODE(status.st_mode)
+            if mode & ~0o600:
+                raise SecretFileError(f"{path}: its mode is {mode:04o}, others may read it; run: chmod 600 {path}")
+            text = file.read().decode("ascii").strip()
+    except OSError as error:
+        raise SecretFileError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise SecretFileError(f"{path}: it holds something else than a secret in plain text") from error
+    if not text:
+        raise SecretFileError(f"{path}: it is empty")
+    return text
+
+
+def write_secret_file(path: Union[str, Path], text: str) -> None:
+    """Put ``text`` into a file of mode 0600, replacing what was there in one step. Raises OSError."""
+    path = Path(path)
+    temporary = _write_beside(path, text)
+    try:
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink()
+        raise
+    _sync_folder(path.parent)
+
+
+def load_or_create_key(path: Union[str, Path]) -> bytes:
+    """The signing key in ``path`` (hex), made there if there is none yet; all who start at once get the same.
+
+    Raises SecretFileError for a file that others may read or that holds no key, OSError when it cannot be made.
+    """
+    path = Path(path)
+    if not path.exists():
+        temporary = _write_beside(path, secrets.token_hex(KEY_BYTES))
+        try:
+            # Unlike a rename, a link never replaces the key that somebody else has just made.
+            os.link(temporary, path)
+        except FileExistsError:
+            pass
+        finally:
+            temporary.unlink()
+        _sync_folder(path.parent)
+    try:
+        key = bytes.fromhex(read_secret_file(path))
+    except ValueError as error:
+        raise SecretFileError(f"{path}: it holds no key of {KEY_BYTES} bytes in hex") from error
+    if len(key) < KEY_BYTES:
+        raise SecretFileError(f"{path}: its key has {len(key)} bytes, {KEY_BYTES} are needed; remove it for a new one")
+    return key
+
+
+def _write_beside(path: Path, text: str) -> Path:
+    """A complete file of mode 0600 next to ``path``."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        Path(name).unlink()
+        raise
+    return Path(name)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new name in ``folder`` survive a power cut, where the file system can."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def discover_token(explicit_file: Union[str, Path, None], environ: Mapping[str, str]) -> Optional[str]:
+    """The user's bearer token, or None if there is none anywhere.
+
+    In this order: ``explicit_file``, PILOTAGE_TOKEN_FILE, then as WLCG Bearer Token Discovery has it: BEARER_TOKEN,
+    BEARER_TOKEN_FILE, $XDG_RUNTIME_DIR/bt_u$UID, /tmp/bt_u$UID. A file that was named must be there; the last two need
+    not. Raises SecretFileError.
+    """
+    named = explicit_file or environ.get("PILOTAGE_TOKEN_FILE")
+    if named:
+        return check_bearer(read_secret_file(Path(named).expanduser()))
+    if environ.get("BEARER_TOKEN", "").strip():
+        return check_bearer(environ["BEARER_TOKEN"].strip())
+    if environ.get("BEARER_TOKEN_FILE"):
+        return check_bearer(read_secret_file(environ["BEARER_TOKEN_FILE"]))
+    folders = [folder for folder in (environ.get("XDG_RUNTIME_DIR"), "/tmp") if folder]
+    for path in (Path(folder) / f"bt_u{os.geteuid()}" for folder in folders):
+        # Anybody can put a file into /tmp: one that is not ours would make us act as somebody else.
+        if path.is_file() and path.stat().st_uid == os.geteuid():
+            return check_bearer(read_secret_file(path))
+    return None

@@ -1,0 +1,109 @@
+"""Asking for jobs: one question at a time, under an id that stays the same until it is answered."""
+
+from __future__ import annotations
+
+import logging
+import random
+import secrets
+from collections.abc import Callable
+from functools import partial
+from typing import Optional
+
+from common.wire import AcquireReply, AcquireRequest, Offer
+from pilot.calls import ask
+from pilot.client import CallRefused, NotAccepted, Server, ServerError
+from pilot.jobs import backoff_s
+from pilot.loop import Lane, Loop
+
+logger = logging.getLogger(__name__)
+
+_KEY = "acquire"
+_SPREAD = 0.2
+"""How much later than asked for a question may be put, so that pilots that wait together do not come together."""
+
+
+class Asker:
+    """Puts the question. All methods and callbacks are for the loop's thread, but ``remember``, which writes to disk.
+
+    ``offer`` answers what to offer and how long the server may let the question wait, or None when there is nothing to
+    offer. ``remember`` keeps the id of an open question for the case that this pilot dies and is started again.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        server: Server,
+        offer: Callable[[], Optional[tuple[Offer, float]]],
+        remember: Callable[[Optional[str]], None],
+        on_reply: Callable[[AcquireReply], None],
+        on_rejected: Callable[[str], None],
+        rng: random.Random,
+        request_id: Optional[str],
+    ) -> None:
+        self._loop = loop
+        self._server = server
+        self._offer = offer
+        self._remember = remember
+        self._on_reply = on_reply
+        self._on_rejected = on_rejected
+        self._rng = rng
+        self._request_id = request_id
+        self._lane = Lane("acquire")
+        self._failures = 0
+        self.busy = False
+        """A question is on its way: its answer may bring a job."""
+
+    @property
+    def open(self) -> bool:
+        """Whether a question was put and not answered yet: there may be a job behind it."""
+        return self._request_id is not None
+
+    def ask_now(self) -> None:
+        """Ask, if there is something to offer; while the server is away, not before its time."""
+        if self.busy or (self._failures and self._loop.is_set(_KEY)):
+            return
+        self._loop.cancel(_KEY)
+        self._ask()
+
+    def ask_in(self, delay_s: float) -> None:
+        """Ask after ``delay_s`` seconds or a little later."""
+        self._loop.after(_KEY, delay_s * self._rng.uniform(1.0, 1.0 + _SPREAD), self._ask)
+
+    def stop(self) -> None:
+        """Ask no more; an answer that is on its way is still handed on."""
+        self._loop.cancel(_KEY)
+
+    def _ask(self) -> None:
+        offered = None if self.busy else self._offer()
+        if offered is None:
+            return
+        offer, wait_s = offered
+        self._request_id = self._request_id or secrets.token_hex(16)
+        self.busy = True
+        request = AcquireRequest(request_id=self._request_id, offer=offer, max_jobs=1, wait_s=wait_s)
+        ask(self._loop, self._lane, partial(self._put, request), self._answered, self._failed)
+
+    def _put(self, request: AcquireRequest) -> AcquireReply:
+        """On the lane."""
+        self._remember(request.request_id)
+        reply = self._server.acquire(request)
+        self._remember(None)
+        return reply
+
+    def _answered(self, reply: AcquireReply) -> None:
+        self.busy = False
+        self._failures = 0
+        self._request_id = None
+        self._on_reply(reply)
+
+    def _failed(self, error: ServerError) -> None:
+        self.busy = False
+        if isinstance(error, NotAccepted):
+            self._on_rejected(str(error))
+            return
+        if isinstance(error, CallRefused):
+            self._request_id = None
+        self._failures += 1
+        delay_s = backoff_s(self._failures, self._rng)
+        logger.warning("no answer to the question for jobs, again in %.1f s: %s", delay_s, error)
+        self._loop.after(_KEY, delay_s, self._ask)

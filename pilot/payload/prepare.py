@@ -1,0 +1,128 @@
+"""From a payload's definition to files, arguments and environment."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Optional
+
+from common.errors import ErrorCode, PilotageError
+from pilot.container.apptainer import ContainerSettings, check_image, container_command
+from pilot.payload.definition import PayloadDefinition, expand_command
+from pilot.payload.folder import JobFolder
+from pilot.supervised import MARK, PayloadSpec
+
+DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
+#: The only variables of the pilot's own environment that a payload outside a container gets to see.
+HOST_VARIABLES = ("PATH", "LANG", "LC_ALL", "TZ")
+GET_FILE = Path(__file__).parent / "scripts" / "pilotage-get-file"
+GET_FILE_NAMES = ("pilotage-get-file", "justin-get-file")
+JOBSCRIPT = "jobscript"
+INPUTS = "inputs.txt"
+COUNTERS = "counters.txt"
+
+
+def prepare_payload(
+    folder: JobFolder,
+    definition: PayloadDefinition,
+    host_environment: Mapping[str, str],
+    container: Optional[ContainerSettings] = None,
+) -> PayloadSpec:
+    """Writes the payload's files into the job's folder and answers what to execute.
+
+    ``host_environment`` is the pilot's own, of which :data:`HOST_VARIABLES` are handed on to a payload that runs
+    without an image. Raises PilotageError: BAD_JOBSCRIPT, IMAGE_NOT_FOUND, CONTAINER_NOT_INSTALLED, SETUP_FAILED.
+    """
+    definition.check()
+    image = None if definition.image is None else check_image(definition.image)
+    if image is not None and container is None:
+        raise PilotageError(
+            ErrorCode.CONTAINER_NOT_INSTALLED, f"image {image} is asked for, the queue has no container"
+        )
+    argv = expand_command(definition)
+    try:
+        if definition.jobscript is not None:
+            script = folder.bin / JOBSCRIPT
+            _write(script, definition.jobscript, 0o700)
+            argv = [str(script)]
+        _write(folder.bin / INPUTS, _lines(item.location for item in definition.inputs), 0o600)
+        _write(folder.bin / COUNTERS, _lines(str(item) for item in definition.counters), 0o600)
+        for name in GET_FILE_NAMES:
+            _write(folder.bin / name, GET_FILE.read_text("utf-8"), 0o700)
+    except (OSError, UnicodeError) as error:
+        raise PilotageError(ErrorCode.SETUP_FAILED, f"cannot write the payload's files: {error}") from error
+    environment = payload_environment(folder, definition)
+    environment[MARK] = secrets.token_hex(16)
+    if image is None or container is None:
+        env = {**environment, **_host_part(folder, definition, host_environment)}
+    else:
+        if "PATH" in definition.environment:
+            environment["PATH"] = f"{definition.environment['PATH']}:{folder.bin}"
+        else:
+            environment["APPEND_PATH"] = str(folder.bin)  # Apptainer's way to add to the image's own PATH
+        vendor = definition.gpu_vendor if definition.gpus else None
+        command = container_command(container, image, folder, argv, environment, vendor)
+        argv, env = command.argv, {**command.env, MARK: environment[MARK]}
+    return PayloadSpec(argv=argv, cwd=folder.work, env=env, stdout=folder.stdout, stderr=folder.stderr)
+
+
+def payload_environment(folder: JobFolder, definition: PayloadDefinition) -> dict[str, str]:
+    """The variables that every payload gets, with and without an image; the user's own are among them."""
+    own = {
+        "HOME": str(folder.work),
+        "TMPDIR": str(folder.tmp),
+        "PILOTAGE_JOB_ID": definition.job_id,
+        "PILOTAGE_TASK_ID": definition.task_id,
+        "PILOTAGE_INPUT_FILES": str(folder.bin / INPUTS),
+        "PILOTAGE_COUNTERS": str(folder.bin / COUNTERS),
+        "PILOTAGE_CORES": str(definition.cores),
+        "PILOTAGE_MAILBOX": str(folder.mailbox),
+        "PILOTAGE_PATH": str(folder.bin),
+    }
+    if definition.memory_mb:
+        own["PILOTAGE_MEMORY_MB"] = str(definition.memory_mb)
+    if definition.counters:
+        own["PILOTAGE_SEED"] = str(definition.counters[0])
+    if definition.gpus:
+        own["CUDA_VISIBLE_DEVICES"] = ",".join(definition.gpus)
+    return {**definition.environment, **own, **_justin_environment(folder, definition)}
+
+
+def _justin_environment(folder: JobFolder, definition: PayloadDefinition) -> dict[str, str]:
+    """What a jobscript written for justIN looks for; what is not known is not set."""
+    started = definition.started_at
+    known = {
+        "JUSTIN_PATH": str(folder.bin),
+        "JUSTIN_JOBSUB_ID": definition.job_id,
+        "JUSTIN_SITE_NAME": definition.site,
+        "JUSTIN_WORKFLOW_ID": definition.workflow_id,
+        "JUSTIN_STAGE_ID": definition.stage,
+        "JUSTIN_SCOPE": definition.scope,
+        "JUSTIN_MQL": definition.query,
+        "JUSTIN_PROCESSORS": str(definition.cores),
+        "JUSTIN_RSS_MIB": str(definition.memory_mb or ""),
+        "JUSTIN_WALL_SECONDS": str(definition.wall_s or ""),
+        "JUSTIN_TIMESTAMP": "" if started is None else started.strftime("%Y%m%dT%H%M%SZ"),
+    }
+    return {name: value for name, value in known.items() if value}
+
+
+def _host_part(folder: JobFolder, definition: PayloadDefinition, host: Mapping[str, str]) -> dict[str, str]:
+    part = {"LANG": "C.UTF-8"}
+    part.update((name, host[name]) for name in HOST_VARIABLES if name in host)
+    part.update((name, definition.environment[name]) for name in HOST_VARIABLES if name in definition.environment)
+    part["PATH"] = f"{part.get('PATH', DEFAULT_PATH)}:{folder.bin}"
+    return part
+
+
+def _lines(items: Iterable[str]) -> str:
+    return "".join(f"{item}\n" for item in items)
+
+
+def _write(path: Path, text: str, mode: int) -> None:
+    """Makes a new file; one that is there already, or a link, is an error."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    with os.fdopen(fd, "w", encoding="utf-8", newline="") as stream:
+        stream.write(text)

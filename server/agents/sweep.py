@@ -1,0 +1,81 @@
+"""Sweep: remove outputs that were recorded but never confirmed, after a safe delay.
+
+Storage is the pilot's trade, so the removal is done by the ``pilotage pilot remove`` program, which has the copytools;
+the server itself links to none.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+
+from server.dispatch.context import Dispatcher
+from server.store import events, outputs
+from server.store.outputs import OutputRow
+
+logger = logging.getLogger(__name__)
+
+BATCH = 100
+TIMEOUT_S = 300.0
+
+
+class Removal(msgspec.Struct):
+    """A line of the remover's answer."""
+
+    url: str
+    ok: bool
+    error: str = ""
+
+
+def sweep_unconfirmed(dispatcher: Dispatcher) -> int:
+    """Remove a batch of abandoned outputs from their storages; how many are gone."""
+    look = dispatcher.looks.get()
+    before = dispatcher.now() - look.knobs.sweep_after_s
+    with dispatcher.database.read() as connection:
+        rows = outputs.unswept(connection, before, BATCH)
+    urls: dict[str, OutputRow] = {}
+    for row in rows:
+        if row.storage in look.world.storages:
+            site = look.world.storages[row.storage].site
+            for url in look.world.urls(row.storage, row.path, site, write=True)[:1]:
+                urls[url] = row
+    if not urls:
+        return 0
+    gone = [urls[each.url] for each in _remove(list(urls)) if each.ok and each.url in urls]
+    with dispatcher.database.write() as connection:
+        outputs.mark_removed(connection, [row.id for row in gone])
+        now = dispatcher.now()
+        events.add(
+            connection,
+            *(
+                events.Event(now, "OUTPUT_SWEPT", "output", row.did, row.task_id, row.job_id, detail={"path": row.path})
+                for row in gone
+            ),
+        )
+    return len(gone)
+
+
+def _remove(urls: list[str]) -> list[Removal]:
+    beside = Path(sys.executable).with_name("pilotage")
+    program = str(beside) if beside.exists() else shutil.which("pilotage")
+    if program is None:
+        raise FileNotFoundError("the pilotage command is not installed beside this Python: nothing can be swept")
+    done = subprocess.run(
+        [program, "pilot", "remove"],
+        input="\n".join(urls).encode(),
+        capture_output=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    removals = [msgspec.json.decode(line, type=Removal) for line in done.stdout.splitlines() if line.strip()]
+    for removal in removals:
+        if not removal.ok:
+            logger.warning("%s could not be removed: %s", removal.url, removal.error)
+    if len(removals) < len(urls):
+        logger.warning("the remover answered for %d of %d files: %s", len(removals), len(urls), done.stderr[-500:])
+    return removals

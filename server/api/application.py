@@ -1,0 +1,151 @@
+"""The WSGI app: from :data:`ROUTES` to Falcon resources, and from exceptions to problem documents."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import falcon
+import msgspec
+
+from common.problem import CONTENT_TYPE, FieldError, Problem
+from server.api.auth import authenticate
+from server.api.routes import ROUTES
+from server.api.routing import Call, Role, Route
+from server.dispatch.context import Dispatcher
+from server.dispatch.errors import Invalid, Refused, Unauthenticated
+from server.store.database import DatabaseUnavailable, IntegrityError
+
+logger = logging.getLogger(__name__)
+
+MAX_BODY_PEOPLE = 256 * 1024 * 1024
+"""Bytes of a person's request: a list of a million files fits."""
+MAX_BODY_PROGRAMS = 16 * 1024 * 1024
+
+
+class TooLarge(Refused):
+    """The body is larger than allowed."""
+
+    status = 413
+    type = "pilotage:too-large"
+    title = "The request is too large"
+
+
+def create_application(dispatcher: Dispatcher, routes: Sequence[Route] = ROUTES) -> falcon.App[Any, Any]:
+    """A WSGI app that serves ``routes``.
+
+    Raises:
+        ValueError: a route says not who may call it.
+    """
+    app = falcon.App(media_type="application/json")
+    resources: dict[str, Any] = {}
+    for route in routes:
+        if not route.access:
+            raise ValueError(f"{route.method} {route.path} says not who may call it")
+        resource = resources.setdefault(route.path, type("Resource", (), {})())
+        setattr(resource, f"on_{route.method.lower()}", _responder(dispatcher, route))
+    for path, resource in resources.items():
+        app.add_route(path, resource)
+    app.add_error_handler(Exception, _unexpected)
+    app.add_error_handler(falcon.HTTPError, _http_error)
+    app.add_error_handler(Refused, _refused)
+    app.add_error_handler(DatabaseUnavailable, _unavailable)
+    app.add_error_handler(IntegrityError, _collision)
+    return app
+
+
+Responder = Callable[..., None]
+
+
+def _responder(dispatcher: Dispatcher, route: Route) -> Responder:
+    decoder = msgspec.json.Decoder(route.request) if route.request is not None else None
+    limit = MAX_BODY_PEOPLE if Role.USER in route.access else MAX_BODY_PROGRAMS
+
+    def respond(req: falcon.Request, resp: falcon.Response, **path: str) -> None:
+        caller = authenticate(dispatcher, route, req.get_header("Authorization"))
+        body = _decode(decoder, _read(req, limit)) if decoder is not None else None
+        query = {name: value if isinstance(value, str) else ",".join(value) for name, value in req.params.items()}
+        unknown = sorted(set(query) - set(route.query))
+        if unknown:
+            known = ", ".join(route.query) or "none"
+            raise Invalid(f"unknown parameter {unknown[0]!r}", [(unknown[0], f"leave it out; known: {known}")])
+        reply = route.handler(dispatcher, Call(caller, path, query, body))
+        resp.status = route.status
+        if reply is not None:
+            resp.data = msgspec.json.encode(reply)
+
+    return respond
+
+
+def _read(req: falcon.Request, limit: int) -> bytes:
+    if (req.content_length or 0) > limit:
+        raise TooLarge(f"at most {limit} bytes are taken")
+    stream = req.bounded_stream if req.content_length is not None else req.stream
+    body: bytes = stream.read(limit + 1) if req.content_length is None else stream.read()
+    if len(body) > limit:
+        raise TooLarge(f"at most {limit} bytes are taken")
+    return body
+
+
+_WHERE = re.compile(r"^(?P<what>.*) - at `(?P<path>[^`]*)`$", re.DOTALL)
+
+
+def _decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        found = _WHERE.match(str(error))
+        path, what = (found["path"], found["what"]) if found else ("$", str(error))
+        raise Invalid(f"{path}: {what}", [(path, what)]) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Invalid(f"the body is no JSON: {error}", [("$", "send JSON in UTF-8")]) from error
+
+
+def _send(resp: falcon.Response, problem: Problem) -> None:
+    resp.status = problem.status
+    resp.content_type = CONTENT_TYPE
+    resp.data = problem.encode()
+
+
+def _refused(req: falcon.Request, resp: falcon.Response, error: Refused, _: Any) -> None:
+    if isinstance(error, Unauthenticated):
+        resp.set_header("WWW-Authenticate", "Bearer")
+    _send(
+        resp,
+        Problem(
+            title=error.title,
+            status=error.status,
+            type=error.type,
+            detail=error.detail,
+            errors=[FieldError(path, message) for path, message in error.errors],
+            extensions=error.extensions,
+        ),
+    )
+
+
+def _http_error(req: falcon.Request, resp: falcon.Response, error: falcon.HTTPError, _: Any) -> None:
+    status = falcon.http_status_to_code(error.status)
+    title = "There is no such page" if status == 404 else error.title or "The request cannot be carried out"
+    _send(resp, Problem(title=title, status=status, type="pilotage:http", detail=error.description or req.path))
+    for name, value in (error.headers or {}).items():  # type: ignore[union-attr]
+        resp.set_header(name, value)
+
+
+def _unavailable(req: falcon.Request, resp: falcon.Response, error: DatabaseUnavailable, _: Any) -> None:
+    logger.warning("%s %s: the database is not available: %s", req.method, req.path, error)
+    resp.set_header("Retry-After", "1")
+    _send(resp, Problem(title="The database is not available", status=503, type="pilotage:unavailable"))
+
+
+def _collision(req: falcon.Request, resp: falcon.Response, error: IntegrityError, _: Any) -> None:
+    # Two requests did the same thing at the same moment: the one that repeats sees what the other did.
+    logger.info("%s %s collided: %s", req.method, req.path, error.orig)
+    resp.set_header("Retry-After", "1")
+    _send(resp, Problem(title="Another request did this at the same moment", status=503, type="pilotage:collision"))
+
+
+def _unexpected(req: falcon.Request, resp: falcon.Response, error: Exception, _: Any) -> None:
+    logger.error("%s %s failed", req.method, req.path, exc_info=error)
+    _send(resp, Problem(title="A mistake inside the server; its log says more", status=500, type="pilotage:internal"))

@@ -1,0 +1,92 @@
+"""Routes of pilots."""
+
+from __future__ import annotations
+
+from common.wire import (
+    AcquireReply,
+    AcquireRequest,
+    FinishReply,
+    FinishRequest,
+    HeartbeatReply,
+    HeartbeatRequest,
+    PilotEnd,
+    PilotGrant,
+    PilotRegistration,
+    RecordReply,
+    RecordRequest,
+    UnitsAcquireReply,
+    UnitsAcquireRequest,
+    UnitsReleaseReply,
+    UnitsReleaseRequest,
+)
+from server.api.routing import Call, Role, Route, allow
+from server.dispatch import acquire, commit, heartbeat, registration
+from server.dispatch.context import Dispatcher
+from server.dispatch.errors import Forbidden
+
+_PILOT = allow(Role.PILOT)
+
+
+def _register(dispatcher: Dispatcher, call: Call) -> PilotGrant:
+    return registration.register(dispatcher, call.caller.secret, call.body)
+
+
+def _end(dispatcher: Dispatcher, call: Call) -> None:
+    if call.number("pilot_id") != call.pilot.id:
+        raise Forbidden("a pilot reports its own end only")
+    registration.end(dispatcher, call.pilot, call.body)
+
+
+def _acquire(dispatcher: Dispatcher, call: Call) -> AcquireReply:
+    return acquire.acquire(dispatcher, call.pilot, call.body)
+
+
+def _heartbeat(dispatcher: Dispatcher, call: Call) -> HeartbeatReply:
+    reply = heartbeat.heartbeat(dispatcher, call.pilot, call.body)
+    knobs = dispatcher.looks.get().knobs
+    if call.caller.token_expires - dispatcher.now() < knobs.pilot_token_s / 2:
+        reply.token, reply.token_expires = registration.mint(dispatcher, call.pilot.id, knobs)
+    return reply
+
+
+def _acquire_units(dispatcher: Dispatcher, call: Call) -> UnitsAcquireReply:
+    return acquire.acquire_units(dispatcher, call.pilot, call.number("job_id"), call.body)
+
+
+def _release_units(dispatcher: Dispatcher, call: Call) -> UnitsReleaseReply:
+    return commit.release(dispatcher, call.pilot, call.number("job_id"), call.body)
+
+
+def _record(dispatcher: Dispatcher, call: Call) -> RecordReply:
+    return commit.record(dispatcher, call.pilot, call.number("job_id"), call.body)
+
+
+def _finish(dispatcher: Dispatcher, call: Call) -> FinishReply:
+    return commit.finish(dispatcher, call.pilot, call.number("job_id"), call.body)
+
+
+ROUTES = [
+    Route("POST", "/v1/pilots", allow(Role.WORKER), _register, "Register a pilot", PilotRegistration, PilotGrant, 201),
+    Route("POST", "/v1/pilots/{pilot_id}:end", _PILOT, _end, "A pilot leaves", PilotEnd, status=204, late_pilots=True),
+    Route("POST", "/v1/jobs:acquire", _PILOT, _acquire, "Ask for jobs", AcquireRequest, AcquireReply),
+    Route(
+        "POST", "/v1/jobs:heartbeat", _PILOT, _heartbeat, "Report all jobs that the pilot holds",
+        HeartbeatRequest, HeartbeatReply, late_pilots=True,
+    ),
+    Route(
+        "POST", "/v1/jobs/{job_id}/units:acquire", _PILOT, _acquire_units, "Take further units for a running job",
+        UnitsAcquireRequest, UnitsAcquireReply, late_pilots=True,
+    ),
+    Route(
+        "POST", "/v1/jobs/{job_id}/units:release", _PILOT, _release_units, "Say what became of single units",
+        UnitsReleaseRequest, UnitsReleaseReply, late_pilots=True,
+    ),
+    Route(
+        "POST", "/v1/jobs/{job_id}/outputs", _PILOT, _record, "Record outputs that are about to be uploaded",
+        RecordRequest, RecordReply, late_pilots=True,
+    ),
+    Route(
+        "POST", "/v1/jobs/{job_id}:finish", _PILOT, _finish, "Confirm a job's end",
+        FinishRequest, FinishReply, late_pilots=True,
+    ),
+]  # fmt: skip

@@ -1,0 +1,137 @@
+"""Routes as data: who may call, what comes in, what goes out. The app, the OpenAPI page and the access tests read them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import msgspec
+
+from server.dispatch.context import Dispatcher
+from server.dispatch.errors import Invalid, NotFound
+from server.store.pilots import PilotRow
+
+
+class Role(str, Enum):
+    """Who calls."""
+
+    ANYBODY = "anybody"
+    """No credential needed."""
+    USER = "user"
+    """A person with a token."""
+    ADMIN = "admin"
+    """A person who runs the system; may do what users may."""
+    HARVESTER = "harvester"
+    """A harvester."""
+    PILOT = "pilot"
+    """A registered pilot, with its own token."""
+    WORKER = "worker"
+    """A pilot about to register, with its worker's secret."""
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who calls, as proved by the credential."""
+
+    name: str
+    roles: frozenset[Role]
+    pilot: PilotRow | None = None
+    secret: str = field(default="", repr=False)
+    token_expires: float = 0.0
+
+    @property
+    def is_admin(self) -> bool:
+        """Whether the caller may act on other people's things."""
+        return Role.ADMIN in self.roles
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request, decoded."""
+
+    caller: Caller
+    path: Mapping[str, str]
+    query: Mapping[str, str]
+    body: Any
+
+    @property
+    def pilot(self) -> PilotRow:
+        """The pilot that calls; only for routes of pilots."""
+        if self.caller.pilot is None:
+            raise AssertionError("a route of pilots was called by somebody else")
+        return self.caller.pilot
+
+    def number(self, name: str) -> int:
+        """A number in the path.
+
+        Raises:
+            NotFound: it is no number.
+        """
+        text = self.path[name]
+        if not (text.isascii() and text.isdigit() and len(text) < 19):
+            raise NotFound(f"{text!r} is no {name}")
+        return int(text)
+
+    def count(self, name: str, default: int, most: int = 2**62) -> int:
+        """A number in the query.
+
+        Raises:
+            Invalid: it is none, or too large.
+        """
+        text = self.query.get(name)
+        if text is None:
+            return default
+        if not (text.isascii() and text.isdigit() and len(text) < 19 and int(text) <= most):
+            raise Invalid(f"{name} is not valid", [(name, f"give a number from 0 to {most}")])
+        return int(text)
+
+    def choice(self, name: str, kind: type[Enum]) -> Any:
+        """A word in the query that must be one of ``kind``, or None.
+
+        Raises:
+            Invalid: it is none of them.
+        """
+        text = self.query.get(name)
+        if text is None:
+            return None
+        try:
+            return kind(text)
+        except ValueError as error:
+            words = ", ".join(each.value for each in kind)
+            raise Invalid(f"{name} is not valid", [(name, f"give one of {words}")]) from error
+
+
+Handler = Callable[[Dispatcher, Call], Any]
+
+
+@dataclass(frozen=True)
+class Route:
+    """One method of one path."""
+
+    method: str
+    path: str
+    access: frozenset[Role]
+    handler: Handler
+    summary: str
+    request: type[msgspec.Struct] | None = None
+    reply: type[msgspec.Struct] | None = None
+    status: int = 200
+    query: tuple[str, ...] = ()
+    late_pilots: bool = False
+    """Whether a pilot whose token has expired may still call, as long as it is not declared lost."""
+
+
+def allow(*roles: Role) -> frozenset[Role]:
+    """The roles that may call a route; admins may call all that users may."""
+    return frozenset(roles) | ({Role.ADMIN} if Role.USER in roles else set())
+
+
+PAGE_LIMIT = 1000
+"""Rows in a page at the most."""
+
+
+def page_of(call: Call) -> tuple[int, int]:
+    """``after`` and ``limit`` of a list."""
+    return call.count("after", 0), max(1, call.count("limit", 100, PAGE_LIMIT))

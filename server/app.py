@@ -1,0 +1,84 @@
+"""Making the server's parts from its configuration. :func:`create_app` is the WSGI factory for any WSGI server."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import falcon
+
+from common.clock import SystemClock
+from common.tokens import TokenIssuer, load_or_create_key
+from server.agents.duties import DUTIES, LIVENESS_GAP_S, LIVENESS_PERIOD_S
+from server.agents.runner import Runner
+from server.api.application import create_application
+from server.config import ServerConfig
+from server.dispatch.context import Dispatcher
+from server.store import agents
+from server.store.database import Database, DatabaseUnavailable
+
+logger = logging.getLogger(__name__)
+
+_PR_SET_PDEATHSIG = 1
+
+
+def database_url(config: ServerConfig) -> str:
+    """The database: the one that is configured, else SQLite in the state folder."""
+    return config.database or f"sqlite:///{Path(config.state_dir).resolve() / 'pilotage.db'}"
+
+
+def create_dispatcher(config: ServerConfig) -> Dispatcher:
+    """The parts that requests and agents share."""
+    key = load_or_create_key(Path(config.state_dir) / "signing.key")
+    clock = SystemClock()
+    database = Database(database_url(config), pool_size=config.web_threads)
+    return Dispatcher(database, TokenIssuer(key, config.issuer, clock), config, clock)
+
+
+def create_app(config: ServerConfig) -> falcon.App[Any, Any]:
+    """The WSGI app. Its process says in the database that it is up, so that silence is counted only meanwhile."""
+    dispatcher = create_dispatcher(config)
+    threading.Thread(target=_say_up, args=(dispatcher,), name="liveness", daemon=True).start()
+    return create_application(dispatcher)
+
+
+def create_served_app(config: ServerConfig, parent: int) -> falcon.App[Any, Any]:
+    """The same in a process of ours, that ends at once with its parent: a web process has nothing to put in order."""
+    die_with_parent(parent, signal.SIGKILL)
+    return create_app(config)
+
+
+def _say_up(dispatcher: Dispatcher) -> None:
+    while True:
+        try:
+            with dispatcher.database.write(durable=False) as connection:
+                agents.seen_up(connection, LIVENESS_GAP_S, dispatcher.now())
+        except DatabaseUnavailable as error:
+            logger.warning("the database is not available: %s", error)
+        if dispatcher.stopping.wait(LIVENESS_PERIOD_S):
+            return
+
+
+def run_agents(config: ServerConfig, parent: int | None) -> None:
+    """Run the agents in this process until it is told to end; with ``parent``, also when that process ends."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    if parent is not None:
+        die_with_parent(parent)
+    runner = Runner(create_dispatcher(config), DUTIES)
+    runner.start()
+    stop.wait()
+    runner.stop()
+
+
+def die_with_parent(parent: int, number: signal.Signals = signal.SIGTERM) -> None:
+    """Have the kernel end this process when the parent ends, however that happens."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
+    if os.getppid() != parent:  # it ended before we could ask
+        os.kill(os.getpid(), number)

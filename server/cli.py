@@ -1,0 +1,176 @@
+"""``pilotage server``: starts the web side and the agents, and mints tokens."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import threading
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from common.cli import load_section
+from common.errors import ErrorCode, PilotageError
+from common.http import HttpClient, HttpError
+from common.log import setup_logging
+from common.quantities import parse_duration
+from common.tokens import write_secret_file
+from common.wire import Health
+from server.app import create_dispatcher, create_served_app, run_agents
+from server.config import ServerConfig
+from server.store.database import DatabaseUnavailable
+from server.store.migrate import NewerDatabase, upgrade
+
+logger = logging.getLogger(__name__)
+
+ADMIN_TOKEN_S = 30 * 86400.0
+"""Life of the token that is written at each start."""
+READY_S = 60.0
+ROLES = ("user", "admin", "harvester")
+
+
+@click.group(invoke_without_command=True)
+@click.option("--database", metavar="URL", help="sqlite:////path/file.db or postgresql+psycopg://… (default: SQLite).")
+@click.option("--state-dir", type=click.Path(), help="Folder for the signing key, the admin's token and SQLite.")
+@click.option("--host", help="Address to listen on (default 127.0.0.1).")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on; 0 takes a free one.")
+@click.option("--agents-only", is_flag=True, help="Run the agents, and serve no requests.")
+@click.option("--web-only", is_flag=True, help="Serve requests, and run no agents.")
+@click.pass_context
+def server(context: click.Context, /, agents_only: bool, web_only: bool, **options: object) -> None:
+    """Run the dispatcher: web side and agents."""
+    config = load_section(context, ServerConfig, "server", options).value
+    context.obj = (context.obj, config)
+    if context.invoked_subcommand is not None:
+        return
+    if agents_only and web_only:
+        raise click.UsageError("--agents-only and --web-only exclude each other")
+    setup_logging()
+    prepare(config)
+    if agents_only:
+        run_agents(config, None)
+    else:
+        serve(config, with_agents=not web_only)
+
+
+@server.command()
+@click.option("--role", type=click.Choice(ROLES), multiple=True, required=True, help="What the bearer may do.")
+@click.option("--subject", required=True, help="Who the bearer is.")
+@click.option("--ttl", default="30d", show_default=True, help="How long it is valid, such as 12h or 30d.")
+@click.option("--output", type=click.Path(path_type=Path), help="File to write, mode 0600; else standard output.")
+@click.pass_obj
+def token(config: tuple[Any, ServerConfig], role: tuple[str, ...], subject: str, ttl: str, output: Path | None) -> None:
+    """Mint a token for a person or a harvester."""
+    dispatcher = create_dispatcher(config[1])
+    minted = dispatcher.issuer.mint(subject, list(role), parse_duration(ttl))
+    if output is None:
+        click.echo(minted)
+    else:
+        write_secret_file(output, minted + "\n")
+
+
+@server.command()
+@click.pass_obj
+def migrate(config: tuple[Any, ServerConfig]) -> None:
+    """Bring the database to this version's schema."""
+    click.echo("the schema was brought up to date" if prepare(config[1]) else "the schema is up to date")
+
+
+def prepare(config: ServerConfig) -> bool:
+    """Make the state folder, the key, the schema and the admin's token; True if the schema changed.
+
+    Raises:
+        PilotageError: the database cannot be used; it says why.
+    """
+    state = Path(config.state_dir)
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        dispatcher = create_dispatcher(config)
+        changed = upgrade(dispatcher.database)
+    except (DatabaseUnavailable, NewerDatabase, ValueError) as error:
+        raise PilotageError(ErrorCode.BAD_CONFIGURATION, f"[server] database: {error}") from error
+    minted = dispatcher.issuer.mint("admin", ["admin", "user"], ADMIN_TOKEN_S)
+    write_secret_file(state / "admin.token", minted + "\n")
+    dispatcher.database.close()
+    return changed
+
+
+def serve(config: ServerConfig, *, with_agents: bool) -> None:
+    """Serve requests until told to end; with agents in a process beside."""
+    from granian import Granian
+    from granian.constants import Interfaces
+    from granian.log import LogLevels
+
+    port = config.port or _free_port(config.host)
+    web = Granian(
+        target="pilotage",
+        address=config.host,
+        port=port,
+        interface=Interfaces.WSGI,
+        workers=config.web_processes,
+        blocking_threads=config.web_threads,
+        backpressure=1024,
+        log_level=LogLevels.warning,
+        ssl_cert=Path(config.tls_cert) if config.tls_cert else None,
+        ssl_key=Path(config.tls_key) if config.tls_key else None,
+        respawn_failed_workers=True,
+        workers_kill_timeout=5,
+    )
+    agents: multiprocessing.process.BaseProcess | None = None
+    stopping = threading.Event()
+    if with_agents:
+        context = multiprocessing.get_context("spawn")
+        agents = context.Process(target=_agents, args=(config, os.getpid()), name="pilotage-agents")
+        agents.start()
+        threading.Thread(target=_watch, args=(agents, stopping), daemon=True).start()
+    scheme = "https" if config.tls_cert else "http"
+    announce = threading.Thread(target=_announce, args=(config, f"{scheme}://{config.host}:{port}"), daemon=True)
+    web.on_startup(announce.start)
+    loader = partial(_load, config, os.getpid())
+    try:
+        web.serve(target_loader=loader, wrap_loader=False)
+    finally:
+        stopping.set()
+        if agents is not None:
+            agents.terminate()
+            agents.join(15)
+
+
+def _load(config: ServerConfig, parent: int) -> Any:
+    setup_logging()
+    return create_served_app(config, parent)
+
+
+def _agents(config: ServerConfig, parent: int) -> None:
+    setup_logging()
+    run_agents(config, parent)
+
+
+def _watch(agents: multiprocessing.process.BaseProcess, stopping: threading.Event) -> None:
+    agents.join()
+    if not stopping.is_set():
+        logger.error("the agents' process ended with exit code %s; the server stops", agents.exitcode)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _announce(config: ServerConfig, url: str) -> None:
+    """Say that the server listens, once it answers."""
+    client = HttpClient(url, ca_file=Path(config.tls_cert) if config.tls_cert else None, retries=10)
+    try:
+        client.call("GET", "/healthz", None, Health, total_s=READY_S)
+    except HttpError as error:
+        logger.error("the server does not answer: %s", error)
+    else:
+        click.echo(f"listening on {url}", err=True)
+    finally:
+        client.close()
+
+
+def _free_port(host: str) -> int:
+    with socket.create_server((host, 0)) as probe:
+        return int(probe.getsockname()[1])

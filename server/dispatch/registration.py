@@ -1,0 +1,157 @@
+"""Workers are written down, pilots register with their worker's secret."""
+
+from __future__ import annotations
+
+from common.states import FINAL_WORKER_STATES, WorkerState
+from common.tokens import hash_secret
+from common.wire import (
+    PilotEnd,
+    PilotGrant,
+    PilotRegistration,
+    PilotSettings,
+    WorkerOutcome,
+    WorkerReport,
+    WorkersReportReply,
+    WorkersReportRequest,
+)
+from server.config import Knobs
+from server.dispatch.context import Dispatcher
+from server.dispatch.errors import NotFound, Unauthenticated, UsedUp
+from server.dispatch.reap import lose_jobs
+from server.store import events, pilots
+from server.store.codes import PilotState
+from server.store.pilots import PilotRow, WorkerRow
+
+ROLE = "pilot"
+
+
+def register(dispatcher: Dispatcher, secret: str, request: PilotRegistration) -> PilotGrant:
+    """A pilot for a worker's secret: one for each node and start. The same nonce gets the same pilot again.
+
+    Raises:
+        Unauthenticated: no worker has this secret.
+        UsedUp: it has expired, its worker has ended, or another pilot used it.
+    """
+    now = dispatcher.now()
+    look = dispatcher.looks.get()
+    with dispatcher.database.write() as connection:
+        owner = pilots.worker_by_secret(connection, hash_secret(secret))
+        if owner is None or owner.mark != request.worker:
+            raise Unauthenticated("no worker of that mark has this secret, or it has ended")
+        owner = pilots.worker_by_mark(connection, owner.mark)
+        assert owner is not None
+        _check_worker(owner, request, now)
+        queue = look.world.queues.get(owner.queue)
+        if queue is None:
+            raise NotFound(f"queue {owner.queue} was deleted")
+        earlier = pilots.find_registered(connection, owner.mark, request.node, owner.starts)
+        if earlier is not None:
+            if earlier.nonce != request.nonce:
+                raise UsedUp(f"another pilot registered for node {request.node} of worker {owner.mark}")
+            pilot_id = earlier.id
+        else:
+            values: dict[str, object] = {
+                "nonce": request.nonce,
+                "node": request.node,
+                "host": request.host,
+                "version": request.version[:64],
+            }
+            pilot_id = pilots.register(connection, owner, queue.site, values, request.offer, now)
+            events.add(
+                connection,
+                events.Event(
+                    now, "PILOT_REGISTERED", "pilot", pilot_id,
+                    detail={"worker": owner.mark, "queue": owner.queue, "host": request.host},
+                ),
+            )  # fmt: skip
+    token, expires = mint(dispatcher, pilot_id, look.knobs)
+    return PilotGrant(pilot_id, token, expires, queue, settings_of(look.knobs))
+
+
+def _check_worker(owner: WorkerRow, request: PilotRegistration, now: float) -> None:
+    if owner.expires < now:
+        raise UsedUp(f"the secret of worker {owner.mark} has expired")
+    if owner.state in FINAL_WORKER_STATES:
+        raise UsedUp(f"worker {owner.mark} is {owner.state.value}")
+    if request.node >= owner.nodes:
+        raise UsedUp(f"worker {owner.mark} has {owner.nodes} nodes, numbered from 0")
+
+
+def mint(dispatcher: Dispatcher, pilot_id: int, knobs: Knobs) -> tuple[str, float]:
+    """A pilot's token and the moment of its end."""
+    token = dispatcher.issuer.mint(f"pilot:{pilot_id}", [ROLE], knobs.pilot_token_s)
+    return token, dispatcher.now() + knobs.pilot_token_s
+
+
+def settings_of(knobs: Knobs) -> PilotSettings:
+    """What the server wants of a pilot."""
+    return PilotSettings(knobs.heartbeat_s, knobs.idle_exit_s, knobs.acquire_wait_s)
+
+
+def end(dispatcher: Dispatcher, pilot: PilotRow, request: PilotEnd) -> None:
+    """A pilot leaves. Jobs that it still holds are given up."""
+    now = dispatcher.now()
+    with dispatcher.database.write() as connection:
+        if not pilots.end(connection, pilot.id, PilotState.ENDED, request.reason, request.log_tail, now):
+            return
+        detail: dict[str, object] = {"reason": request.reason}
+        if request.error_code is not None:
+            detail["error_code"] = request.error_code
+        events.add(connection, events.Event(now, "PILOT_ENDED", "pilot", pilot.id, detail=detail))
+    lose_jobs(dispatcher, pilot.id, "the pilot left without reporting the job's end")
+
+
+def report_workers(dispatcher: Dispatcher, request: WorkersReportRequest) -> WorkersReportReply:
+    """Write down what harvester says of its workers, an outcome for each.
+
+    A worker that the server does not know yet must come with its queue and the hash of its secret.
+    """
+    now = dispatcher.now()
+    queues = dispatcher.looks.get().world.queues
+    outcomes = []
+    with dispatcher.database.write() as connection:
+        for report in request.workers:
+            known = pilots.worker_by_mark(connection, report.mark)
+            refusal = _refusal(known, report, request.harvester, set(queues))
+            if refusal:
+                outcomes.append(WorkerOutcome(report.mark, False, refusal))
+                continue
+            if known is None:
+                pilots.add_worker(connection, request.harvester, report, now)
+            else:
+                requeued = known.state == WorkerState.RUNNING and report.state == WorkerState.SUBMITTED
+                pilots.update_worker(connection, report, requeued, now)
+            if known is None or known.state != report.state:
+                events.add(
+                    connection,
+                    events.Event(
+                        now, f"WORKER_{report.state.name}", "worker", report.mark,
+                        source=known.state if known else None, target=report.state,
+                        detail={"queue": report.queue, "batch_id": report.batch_id, "reason": report.reason},
+                    ),
+                )  # fmt: skip
+            since = now - 2 * dispatcher.looks.get().knobs.heartbeat_s
+            outcomes.append(
+                WorkerOutcome(report.mark, True, pilots_alive=pilots.pilots_alive(connection, report.mark, since))
+            )
+    return WorkersReportReply(outcomes)
+
+
+def _refusal(known: WorkerRow | None, report: WorkerReport, harvester: str, queues: set[str]) -> str:
+    if known is None:
+        if report.queue not in queues:
+            return f"there is no queue {report.queue!r}"
+        if report.secret_hash is None:
+            return "a new worker must come with the hash of its secret"
+        return ""
+    if known.harvester != harvester:
+        return f"this worker belongs to harvester {known.harvester!r}"
+    if known.state in FINAL_WORKER_STATES and report.state != known.state:
+        return f"this worker is {known.state.value} already"
+    return ""
+
+
+def pilot_of(dispatcher: Dispatcher, pilot_id: int) -> PilotRow | None:
+    """The pilot of a token."""
+    with dispatcher.database.read() as connection:
+        return pilots.get(connection, pilot_id)

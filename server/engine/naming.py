@@ -1,0 +1,24 @@
+"""Names of outputs. The job's id is part of both, so that a late twin can never take a winner's name."""
+
+from __future__ import annotations
+
+MAX_NAME = 255
+
+
+def output_did(scope: str, task_id: int, job_id: int, name: str) -> str:
+    """``scope:task.job.name``: sorts by task, then by job."""
+    return f"{scope}:{task_id}.{job_id}.{name}"
+
+
+def output_path(scope: str, task_id: int, job_id: int, name: str) -> str:
+    """Below the storage's prefix: ``scope/task/job/task.job.name``."""
+    return f"{scope}/{task_id}/{job_id}/{task_id}.{job_id}.{name}"
+
+
+def name_problem(task_id: int, job_id: int, name: str) -> str:
+    """Why ``name`` cannot be an output's, if so: a pilot's word is not trusted."""
+    if name in (".", "..") or any(ord(letter) < 32 or letter in "/:" for letter in name):
+        return f"{name!r} is no file name: it must not hold a slash, a colon or control characters"
+    if len(f"{task_id}.{job_id}.{name}".encode()) > MAX_NAME:
+        return f"{name!r} is too long: with the task's and the job's id it must fit {MAX_NAME} bytes"
+    return ""

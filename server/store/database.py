@@ -1,0 +1,151 @@
+"""The connection to the database: one way to read, one way to write, on SQLite and PostgreSQL alike."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError
+
+__all__ = ["Connection", "Database", "DatabaseUnavailable", "IntegrityError"]
+
+logger = logging.getLogger(__name__)
+
+
+class DatabaseUnavailable(Exception):
+    """The database cannot be reached now; trying again later is right."""
+
+
+class Database:
+    """A pool of connections.
+
+    ``url`` is SQLAlchemy's: ``sqlite:////path/file.db`` or ``postgresql+psycopg://…``.
+
+    Raises:
+        ValueError: the URL is not understood.
+    """
+
+    def __init__(self, url: str, pool_size: int = 16) -> None:
+        try:
+            parsed = make_url(url)
+        except ArgumentError as error:
+            raise ValueError(f"database: {error}; use sqlite:////path/file.db or postgresql+psycopg://…") from error
+        if parsed.drivername == "postgresql":
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+            raise ValueError(f"database: {parsed.get_backend_name()} is not served; use sqlite or postgresql")
+        self.url = parsed
+        self.is_sqlite = parsed.get_backend_name() == "sqlite"
+        self._writer = _FairLock()
+        if self.is_sqlite:
+            self.engine = _sqlite_engine(parsed.render_as_string(hide_password=False), pool_size)
+        else:
+            self.engine = create_engine(parsed, pool_size=pool_size, max_overflow=pool_size, pool_timeout=10)
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A connection for reading; nothing is committed.
+
+        Raises:
+            DatabaseUnavailable: no connection could be had.
+        """
+        with _translate(), self.engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def write(self, *, durable: bool = True) -> Iterator[Connection]:
+        """A transaction: commits at the end, rolls back on any error.
+
+        With ``durable=False`` a crash of the database may lose it although it was answered: for heartbeats only.
+
+        Raises:
+            DatabaseUnavailable: no connection could be had, or it broke.
+        """
+        if self.is_sqlite:
+            # Competing writers of one process would starve each other in SQLite's busy handler; here they queue.
+            with self._writer, _translate(), self.engine.connect() as connection:
+                with connection.execution_options(immediate=True).begin():
+                    yield connection
+            return
+        with _translate(), self.engine.begin() as connection:
+            if not durable:
+                connection.execute(text("SET LOCAL synchronous_commit = off"))
+            yield connection
+
+    def check(self) -> None:
+        """One round trip.
+
+        Raises:
+            DatabaseUnavailable: the database does not answer.
+        """
+        with self.read() as connection:
+            connection.execute(text("SELECT 1"))
+
+    def close(self) -> None:
+        """Give all connections back."""
+        self.engine.dispose()
+
+
+class _FairLock:
+    """A mutex that serves its waiters in the order of their coming."""
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._waiters: list[threading.Event] = []
+        self._held = False
+
+    def __enter__(self) -> None:
+        with self._mutex:
+            if not self._held:
+                self._held = True
+                return
+            turn = threading.Event()
+            self._waiters.append(turn)
+        turn.wait()
+
+    def __exit__(self, *_: object) -> None:
+        with self._mutex:
+            if self._waiters:
+                self._waiters.pop(0).set()
+            else:
+                self._held = False
+
+
+@contextmanager
+def _translate() -> Iterator[None]:
+    try:
+        yield
+    except OperationalError as error:
+        raise DatabaseUnavailable(str(error.orig)) from error
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise DatabaseUnavailable(str(error.orig)) from error
+        raise
+
+
+def _sqlite_engine(url: str, pool_size: int) -> Engine:
+    database = make_url(url).database
+    if database and database != ":memory:":
+        Path(database).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(url, pool_size=pool_size, max_overflow=pool_size, connect_args={"timeout": 30})
+
+    @event.listens_for(engine, "connect")
+    def _connected(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # we say BEGIN ourselves, below
+        cursor = connection.cursor()
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        immediate = connection.get_execution_options().get("immediate", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+    return engine

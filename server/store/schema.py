@@ -1,0 +1,350 @@
+"""The tables.
+
+The hot table is :data:`unit`: narrow and numeric, about 60 bytes a row; everything wordy about a unit lies in
+:data:`unit_detail`. Claims walk the partial index ``unit_ready (bucket_id, seq) WHERE state = ready``. Moments are
+seconds since the epoch, and always bound parameters: the database's clock is never asked.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+
+from server.store.codes import FIRST_FINAL_JOB_CODE, UNIT_READY, OutputState
+
+metadata = MetaData()
+
+BigId = BigInteger().with_variant(Integer, "sqlite")
+"""SQLite numbers rows by itself only where the column's type is INTEGER."""
+
+
+def _primary_key() -> Column[int]:
+    return Column("id", BigId, primary_key=True, autoincrement=True)
+
+
+site = Table(
+    "site",
+    metadata,
+    Column("name", String(255), primary_key=True),
+    Column("status", String(16), nullable=False),
+    Column("spec", Text, nullable=False),
+)
+
+queue = Table(
+    "queue",
+    metadata,
+    Column("name", String(255), primary_key=True),
+    Column("site", String(255), ForeignKey("site.name"), nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("spec", Text, nullable=False),
+)
+
+storage = Table(
+    "storage",
+    metadata,
+    Column("name", String(255), primary_key=True),
+    Column("site", String(255), ForeignKey("site.name"), nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("spec", Text, nullable=False),
+)
+
+share = Table(
+    "share",
+    metadata,
+    Column("name", String(255), primary_key=True),
+    Column("parent", String(255), ForeignKey("share.name")),
+    Column("weight", Double, nullable=False),
+)
+
+setting = Table(
+    "setting",
+    metadata,
+    Column("key", String(255), primary_key=True),
+    Column("value", Text, nullable=False),
+)
+
+workflow = Table(
+    "workflow",
+    metadata,
+    _primary_key(),
+    Column("name", String(255), nullable=False),
+    Column("owner", String(255), nullable=False),
+    Column("group_name", String(255)),
+    Column("scope", String(255), nullable=False),
+    Column("labels", Text, nullable=False),
+    Column("created", Double, nullable=False),
+    Column("request_id", String(255)),
+    UniqueConstraint("owner", "request_id", name="workflow_request"),
+    sqlite_autoincrement=True,
+)
+
+task = Table(
+    "task",
+    metadata,
+    _primary_key(),
+    Column("workflow_id", BigId, ForeignKey("workflow.id"), nullable=False),
+    Column("stage", String(255), nullable=False),
+    Column("position", Integer, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("state_reason", Text, nullable=False, server_default=""),
+    Column("resume_state", String(16)),
+    Column("priority", Integer, nullable=False),
+    Column("share", String(255), nullable=False),
+    Column("spec", Text, nullable=False),
+    Column("parent_id", BigId, ForeignKey("task.id")),
+    Column("resolved", BigInteger, nullable=False, server_default="0"),
+    Column("input_closed", Boolean, nullable=False, server_default=text("false")),
+    Column("created", Double, nullable=False),
+    Column("ended", Double),
+    Index("task_workflow", "workflow_id"),
+    Index("task_state", "state"),
+    Index("task_parent", "parent_id"),
+    sqlite_autoincrement=True,
+)
+
+bucket = Table(
+    "bucket",
+    metadata,
+    _primary_key(),
+    Column("task_id", BigId, ForeignKey("task.id"), nullable=False),
+    Column("locations", Text, nullable=False),
+    Column("maybe_ready", Boolean, nullable=False),
+    Column("ready_since", Double, nullable=False),
+    UniqueConstraint("task_id", "locations", name="bucket_locations"),
+    sqlite_autoincrement=True,
+)
+Index("bucket_maybe_ready", bucket.c.task_id, postgresql_where=bucket.c.maybe_ready, sqlite_where=bucket.c.maybe_ready)
+
+unit = Table(
+    "unit",
+    metadata,
+    _primary_key(),
+    Column("task_id", BigId, nullable=False),
+    Column("bucket_id", BigId, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("job_id", BigInteger),
+    Column("size_mb", Integer, nullable=False),
+    Column("state", SmallInteger, nullable=False),
+    Column("generation", SmallInteger, nullable=False, server_default="0"),
+    Column("payload_failures", SmallInteger, nullable=False, server_default="0"),
+    Column("site_failures", SmallInteger, nullable=False, server_default="0"),
+    Column("lost_pilots", SmallInteger, nullable=False, server_default="0"),
+    Column("preemptions", SmallInteger, nullable=False, server_default="0"),
+    Index("unit_task", "task_id", "id"),
+    sqlite_autoincrement=True,
+)
+_ready = text(f"state = {UNIT_READY}")
+Index("unit_ready", unit.c.bucket_id, unit.c.seq, postgresql_where=_ready, sqlite_where=_ready)
+Index(
+    "unit_job",
+    unit.c.job_id,
+    postgresql_where=unit.c.job_id.is_not(None),
+    sqlite_where=unit.c.job_id.is_not(None),
+)
+
+unit_detail = Table(
+    "unit_detail",
+    metadata,
+    Column("unit_id", BigId, primary_key=True, autoincrement=False),
+    Column("did", Text),
+    Column("size", BigInteger),
+    Column("events", BigInteger),
+    Column("checksum", String(80)),
+    Column("counter", BigInteger),
+    Column("attributes", Text),
+    Column("replicas", Text),
+    Column("bad_storages", Text),
+    Column("error_code", Integer),
+    Column("error_detail", Text),
+)
+
+unit_delta = Table(
+    "unit_delta",
+    metadata,
+    _primary_key(),
+    Column("task_id", BigId, nullable=False),
+    Column("bucket_id", BigId, nullable=False),
+    Column("state", SmallInteger, nullable=False),
+    Column("n", BigInteger, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+unit_count = Table(
+    "unit_count",
+    metadata,
+    Column("task_id", BigId, primary_key=True, autoincrement=False),
+    Column("bucket_id", BigId, primary_key=True, autoincrement=False),
+    Column("state", SmallInteger, primary_key=True, autoincrement=False),
+    Column("n", BigInteger, nullable=False),
+)
+
+worker = Table(
+    "worker",
+    metadata,
+    Column("mark", String(64), primary_key=True),
+    Column("harvester", String(255), nullable=False),
+    Column("queue", String(255), ForeignKey("queue.name"), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("batch_id", Text),
+    Column("secret_hash", String(64), unique=True),
+    Column("shape", Text, nullable=False),
+    Column("nodes", Integer, nullable=False),
+    Column("starts", Integer, nullable=False, server_default="0"),
+    Column("created", Double, nullable=False),
+    Column("updated", Double, nullable=False),
+    Column("expires", Double, nullable=False),
+    Column("reason", Text, nullable=False, server_default=""),
+    Index("worker_queue_state", "queue", "state"),
+)
+
+pilot = Table(
+    "pilot",
+    metadata,
+    _primary_key(),
+    Column("worker", String(64), ForeignKey("worker.mark"), nullable=False),
+    Column("nonce", String(64), nullable=False),
+    Column("node", Integer, nullable=False),
+    Column("start", Integer, nullable=False),
+    Column("queue", String(255), nullable=False),
+    Column("site", String(255), nullable=False),
+    Column("host", String(255), nullable=False),
+    Column("version", String(64), nullable=False),
+    Column("state", SmallInteger, nullable=False),
+    Column("registered", Double, nullable=False),
+    Column("heartbeat", Double, nullable=False),
+    Column("ended", Double),
+    Column("offer", Text, nullable=False),
+    Column("end_reason", Text, nullable=False, server_default=""),
+    Column("log_tail", Text, nullable=False, server_default=""),
+    UniqueConstraint("worker", "node", "start", name="pilot_worker_node_start"),
+    sqlite_autoincrement=True,
+)
+Index("pilot_active", pilot.c.queue, postgresql_where=text("state = 0"), sqlite_where=text("state = 0"))
+
+job = Table(
+    "job",
+    metadata,
+    _primary_key(),
+    Column("task_id", BigId, nullable=False),
+    Column("bucket_id", BigId, nullable=False),
+    Column("pilot_id", BigId, nullable=False),
+    Column("state", SmallInteger, nullable=False),
+    Column("n_units", Integer, nullable=False),
+    Column("cores", Integer, nullable=False),
+    Column("queue", String(255), nullable=False),
+    Column("site", String(255), nullable=False),
+    Column("host", String(255), nullable=False),
+    Column("claimed", Double, nullable=False),
+    Column("heartbeat", Double, nullable=False),
+    Column("started", Double),
+    Column("ended", Double),
+    Column("exit_code", Integer),
+    Column("error_code", Integer),
+    Column("error_detail", Text),
+    Column("log_tail", Text),
+    Column("metrics", Text),
+    Column("kill_reason", Text),
+    Column("digest", String(64)),
+    Column("reply", Text),
+    Index("job_task", "task_id", "id"),
+    sqlite_autoincrement=True,
+)
+_alive = text(f"state < {FIRST_FINAL_JOB_CODE}")
+Index("job_alive", job.c.pilot_id, postgresql_where=_alive, sqlite_where=_alive)
+
+replay = Table(
+    "replay",
+    metadata,
+    Column("holder", String(64), primary_key=True),
+    Column("request_id", String(64), primary_key=True),
+    Column("ids", Text, nullable=False),
+    Column("time", Double, nullable=False),
+    Index("replay_time", "time"),
+)
+"""What a claim gave, for its repeat: ``holder`` is ``pilot:ID`` (job ids) or ``job:ID`` (unit ids)."""
+
+output = Table(
+    "output",
+    metadata,
+    _primary_key(),
+    Column("job_id", BigId, nullable=False),
+    Column("task_id", BigId, nullable=False),
+    Column("name", String(255), nullable=False),
+    Column("did", Text, nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("storage", String(255), nullable=False),
+    Column("path", Text, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("checksum", String(80), nullable=False),
+    Column("events", BigInteger),
+    Column("attributes", Text),
+    Column("state", SmallInteger, nullable=False),
+    Column("recorded", Double, nullable=False),
+    Column("fed", Boolean, nullable=False, server_default=text("false")),
+    UniqueConstraint("job_id", "name", name="output_job_name"),
+    Index("output_task", "task_id", "id"),
+    sqlite_autoincrement=True,
+)
+_unfed = text(f"state = {int(OutputState.CONFIRMED)} AND NOT fed")
+Index("output_unfed", output.c.task_id, postgresql_where=_unfed, sqlite_where=_unfed)
+_unswept = text(f"state IN ({int(OutputState.RECORDED)}, {int(OutputState.ABANDONED)})")
+Index("output_unswept", output.c.recorded, postgresql_where=_unswept, sqlite_where=_unswept)
+
+event = Table(
+    "event",
+    metadata,
+    _primary_key(),
+    Column("time", Double, nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("subject", String(16), nullable=False),
+    Column("subject_id", String(255), nullable=False),
+    Column("task_id", BigInteger),
+    Column("job_id", BigInteger),
+    Column("source", String(16)),
+    Column("target", String(16)),
+    Column("detail", Text),
+    Index("event_task", "task_id", "id"),
+    Index("event_job", "job_id", "id"),
+    sqlite_autoincrement=True,
+)
+
+lease = Table(
+    "lease",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("holder", String(255), nullable=False),
+    Column("expires", Double, nullable=False),
+)
+
+agent_run = Table(
+    "agent_run",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("started", Double, nullable=False),
+    Column("seconds", Double, nullable=False),
+    Column("handled", BigInteger, nullable=False),
+    Column("error", Text, nullable=False, server_default=""),
+)
+
+liveness = Table(
+    "liveness",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("up_since", Double, nullable=False),
+    Column("seen", Double, nullable=False),
+)
+"""One row: since when the web side has been up without a gap, and when it was last seen."""

@@ -1,0 +1,385 @@
+"""Units: their making, their moves, their counts.
+
+Every move appends to :data:`unit_delta`, in the same transaction; an agent rolls those rows up into
+:data:`unit_count`. A count is the sum of both, so it is exact at any moment without a hot counter.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from sqlalchemy import (
+    Connection,
+    RowMapping,
+    bindparam,
+    delete,
+    func,
+    insert,
+    literal,
+    select,
+    union_all,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+
+from common.states import UnitState
+from common.wire import FileSpec, ReplicaSpec, UnitView
+from server.engine.outcomes import Attempts, Fate
+from server.store.claim_terms import DETAIL_COLUMNS, TakenUnit, taken_unit, usable_replicas
+from server.store.codes import UNIT_CODES, UNIT_READY, UNIT_STATES
+from server.store.schema import bucket, unit, unit_count, unit_delta, unit_detail
+
+MEBIBYTE = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class NewUnit:
+    """A unit to be made: a file, a counter, or neither."""
+
+    seq: int
+    locations: tuple[str, ...] = ()
+    file: FileSpec | None = None
+    counter: int | None = None
+    events: int | None = None
+    state: UnitState = UnitState.READY
+
+
+@dataclass(frozen=True)
+class UnitRow:
+    """The narrow row."""
+
+    id: int
+    task_id: int
+    bucket_id: int
+    seq: int
+    state: UnitState
+    job_id: int | None
+    generation: int
+    attempts: Attempts
+
+
+def create(connection: Connection, task_id: int, units: Sequence[NewUnit], now: float) -> None:
+    """Make units of a task, in its buckets."""
+    buckets = {
+        locations: bucket_for(connection, task_id, locations, now) for locations in {each.locations for each in units}
+    }
+    rows = [
+        {
+            "task_id": task_id,
+            "bucket_id": buckets[each.locations],
+            "seq": each.seq,
+            "state": UNIT_CODES[each.state],
+            "size_mb": _mebibytes(each.file),
+        }
+        for each in units
+    ]
+    returned = connection.execute(insert(unit).returning(unit.c.id, sort_by_parameter_order=True), rows)
+    ids = [row.id for row in returned]
+    connection.execute(insert(unit_detail), [_detail(unit_id, each) for unit_id, each in zip(ids, units, strict=True)])
+    add_deltas(connection, Counter((task_id, buckets[each.locations], each.state) for each in units))
+    wake(connection, buckets.values(), now)
+
+
+def _mebibytes(file: FileSpec | None) -> int:
+    return -(-(file.size or 0) // MEBIBYTE) if file else 0
+
+
+def _detail(unit_id: int, new: NewUnit) -> dict[str, Any]:
+    file = new.file
+    return {
+        "unit_id": unit_id,
+        "did": file.did if file else None,
+        "size": file.size if file else None,
+        "events": file.events if file else new.events,
+        "checksum": file.checksum if file else None,
+        "counter": new.counter,
+        "attributes": msgspec.json.encode(file.attributes).decode() if file and file.attributes else None,
+        "replicas": msgspec.json.encode(file.replicas).decode() if file else None,
+    }
+
+
+def bucket_for(connection: Connection, task_id: int, locations: tuple[str, ...], now: float) -> int:
+    """The task's bucket for a location set, made if it is not there."""
+    joined = ",".join(locations)
+    where = (bucket.c.task_id == task_id) & (bucket.c.locations == joined)
+    found = connection.execute(select(bucket.c.id).where(where)).scalar()
+    if found is None:
+        dialect_insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+        values = {"task_id": task_id, "locations": joined, "maybe_ready": False, "ready_since": now}
+        connection.execute(dialect_insert(bucket).values(**values).on_conflict_do_nothing())
+        found = connection.execute(select(bucket.c.id).where(where)).scalar_one()
+    return int(found)
+
+
+def wake(connection: Connection, bucket_ids: Iterable[int], now: float) -> None:
+    """Say that buckets may have ready units. A row that says so already is not touched.
+
+    Should the recounting agent clear the hint while this transaction is still open, it sets it again as soon as it
+    reads this transaction's deltas.
+    """
+    ids = sorted(set(bucket_ids))
+    if ids:
+        connection.execute(
+            update(bucket).where(bucket.c.id.in_(ids), ~bucket.c.maybe_ready).values(maybe_ready=True, ready_since=now)
+        )
+
+
+def add_deltas(connection: Connection, changes: Counter[tuple[int, int, UnitState]]) -> None:
+    """Append changes of counts: (task, bucket, state) → difference."""
+    rows = [
+        {"task_id": task_id, "bucket_id": bucket_id, "state": UNIT_CODES[state], "n": n}
+        for (task_id, bucket_id, state), n in changes.items()
+        if n
+    ]
+    if rows:
+        connection.execute(insert(unit_delta), rows)
+
+
+def of_job(connection: Connection, job_id: int) -> list[UnitRow]:
+    """The units that a job holds or held last, by seq."""
+    rows = connection.execute(select(unit).where(unit.c.job_id == job_id).order_by(unit.c.seq)).mappings()
+    return [row_of(row) for row in rows]
+
+
+def taken_by(connection: Connection, job_id: int) -> list[TakenUnit]:
+    """The units that a job holds, as a claim gives them."""
+    query = (
+        select(unit.c.id, unit.c.seq, *DETAIL_COLUMNS)
+        .join(unit_detail, unit_detail.c.unit_id == unit.c.id)
+        .where(unit.c.job_id == job_id)
+        .order_by(unit.c.seq)
+    )
+    return [taken_unit(row) for row in connection.execute(query)]
+
+
+def row_of(row: RowMapping) -> UnitRow:
+    """A narrow row from a database row."""
+    return UnitRow(
+        id=row["id"],
+        task_id=row["task_id"],
+        bucket_id=row["bucket_id"],
+        seq=row["seq"],
+        state=UNIT_STATES[row["state"]],
+        job_id=row["job_id"],
+        generation=row["generation"],
+        attempts=Attempts(row["payload_failures"], row["site_failures"], row["lost_pilots"], row["preemptions"]),
+    )
+
+
+def settle(
+    connection: Connection, fates: Sequence[tuple[UnitRow, Fate]], error: tuple[int | None, str], now: float
+) -> None:
+    """Move a job's units to where their fates say, and count. The job's row must be held by this transaction.
+
+    ``error`` (number, words) is kept with each unit that did not get done. Units that go back to ready leave the job.
+    """
+    _check_owner(fates)
+    done = [row.id for row, to in fates if to.state == UnitState.DONE]
+    if done:
+        connection.execute(update(unit).where(unit.c.id.in_(done)).values(state=UNIT_CODES[UnitState.DONE]))
+    others = [(row, to) for row, to in fates if to.state != UnitState.DONE]
+    if others:
+        connection.execute(_SETTLE, [_settled(row, to) for row, to in others])
+        details = [
+            {"b_id": row.id, "b_code": error[0], "b_detail": error[1][:1000]}
+            for row, to in others
+            if error[0] is not None or to.state != UnitState.READY
+        ]
+        if details:
+            connection.execute(_SETTLE_DETAIL, details)
+    changes: Counter[tuple[int, int, UnitState]] = Counter()
+    for row, to in fates:
+        changes[row.task_id, row.bucket_id, row.state] -= 1
+        changes[row.task_id, to.bucket_id or row.bucket_id, to.state] += 1
+    add_deltas(connection, changes)
+    wake(connection, [to.bucket_id or row.bucket_id for row, to in fates if to.state == UnitState.READY], now)
+
+
+def _check_owner(fates: Sequence[tuple[UnitRow, Fate]]) -> None:
+    if len({row.job_id for row, _ in fates}) > 1:
+        raise AssertionError("units of several jobs settled at once")
+
+
+_SETTLE = (
+    update(unit)
+    .where(unit.c.id == bindparam("b_id"))
+    .values(
+        state=bindparam("b_state"),
+        seq=bindparam("b_seq"),
+        bucket_id=bindparam("b_bucket"),
+        job_id=bindparam("b_job"),
+        payload_failures=bindparam("b_payload"),
+        site_failures=bindparam("b_site"),
+        lost_pilots=bindparam("b_pilot"),
+        preemptions=bindparam("b_preemption"),
+    )
+)
+_SETTLE_DETAIL = (
+    update(unit_detail)
+    .where(unit_detail.c.unit_id == bindparam("b_id"))
+    .values(error_code=bindparam("b_code"), error_detail=bindparam("b_detail"))
+)
+
+
+def _settled(row: UnitRow, to: Fate) -> dict[str, object]:
+    return {
+        "b_id": row.id,
+        "b_state": UNIT_CODES[to.state],
+        "b_seq": to.seq,
+        "b_bucket": to.bucket_id or row.bucket_id,
+        "b_job": None if to.state == UnitState.READY else row.job_id,
+        "b_payload": to.attempts.payload,
+        "b_site": to.attempts.site,
+        "b_pilot": to.attempts.pilot,
+        "b_preemption": to.attempts.preemption,
+    }
+
+
+def move_all(connection: Connection, task_id: int, sources: Iterable[UnitState], target: UnitState, now: float) -> int:
+    """Move all units of a task from some states to another; the number moved.
+
+    Going to ready also forgets the job and the failures: another generation of attempts.
+    """
+    codes = [UNIT_CODES[state] for state in sources]
+    before = connection.execute(
+        select(unit.c.id, unit.c.bucket_id, unit.c.state)
+        .where(unit.c.task_id == task_id, unit.c.state.in_(codes))
+        .order_by(unit.c.id)
+        .with_for_update()
+    ).all()
+    values: dict[str, object] = {"state": UNIT_CODES[target]}
+    if target == UnitState.READY:
+        values |= {"job_id": None, "payload_failures": 0, "site_failures": 0, "lost_pilots": 0, "preemptions": 0}
+    for start in range(0, len(before), 10_000):
+        ids = [row.id for row in before[start : start + 10_000]]
+        connection.execute(update(unit).where(unit.c.id.in_(ids)).values(**values))
+        if target == UnitState.READY:
+            fresh = {"error_code": None, "error_detail": None, "bad_storages": None}
+            connection.execute(update(unit_detail).where(unit_detail.c.unit_id.in_(ids)).values(**fresh))
+    changes: Counter[tuple[int, int, UnitState]] = Counter()
+    for row in before:
+        changes[task_id, row.bucket_id, UNIT_STATES[row.state]] -= 1
+        changes[task_id, row.bucket_id, target] += 1
+    add_deltas(connection, changes)
+    if target == UnitState.READY:
+        wake(connection, {row.bucket_id for row in before}, now)
+    return len(before)
+
+
+def counts(connection: Connection, task_ids: Sequence[int]) -> dict[int, dict[UnitState, int]]:
+    """How many units of each task are in each state, in one consistent look."""
+    parts = union_all(
+        select(unit_count.c.task_id, unit_count.c.state, unit_count.c.n).where(unit_count.c.task_id.in_(task_ids)),
+        select(unit_delta.c.task_id, unit_delta.c.state, unit_delta.c.n).where(unit_delta.c.task_id.in_(task_ids)),
+    ).subquery()
+    query = select(parts.c.task_id, parts.c.state, func.sum(parts.c.n).label("n")).group_by(
+        parts.c.task_id, parts.c.state
+    )
+    result: dict[int, dict[UnitState, int]] = {task_id: {} for task_id in task_ids}
+    for row in connection.execute(query):
+        if row.n:
+            result[row.task_id][UNIT_STATES[row.state]] = int(row.n)
+    return result
+
+
+def roll_up(connection: Connection, limit: int = 50_000) -> int:
+    """Fold the oldest deltas into the counts, and set each touched bucket's ``maybe_ready`` by them; rows folded.
+
+    To be called by one agent at a time, under its lease.
+    """
+    ids = select(unit_delta.c.id).order_by(unit_delta.c.id).limit(limit)
+    rows = connection.execute(
+        delete(unit_delta)
+        .where(unit_delta.c.id.in_(ids))
+        .returning(unit_delta.c.task_id, unit_delta.c.bucket_id, unit_delta.c.state, unit_delta.c.n)
+    ).all()
+    totals: Counter[tuple[int, int, int]] = Counter()
+    for row in rows:
+        totals[row.task_id, row.bucket_id, row.state] += row.n
+    values = [
+        {"task_id": task_id, "bucket_id": bucket_id, "state": state, "n": n}
+        for (task_id, bucket_id, state), n in sorted(totals.items())
+    ]
+    if values:
+        dialect_insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+        statement: Any = dialect_insert(unit_count)
+        key = [unit_count.c.task_id, unit_count.c.bucket_id, unit_count.c.state]
+        connection.execute(
+            statement.on_conflict_do_update(index_elements=key, set_={"n": unit_count.c.n + statement.excluded.n}),
+            values,
+        )
+        _hint(connection, sorted({bucket_id for _, bucket_id, _ in totals}))
+    return len(rows)
+
+
+def _hint(connection: Connection, bucket_ids: list[int]) -> None:
+    ready = (
+        select(literal(1))
+        .where(unit_count.c.bucket_id == bucket.c.id, unit_count.c.task_id == bucket.c.task_id)
+        .where(unit_count.c.state == UNIT_READY, unit_count.c.n > 0)
+        .exists()
+    )
+    for start in range(0, len(bucket_ids), 1000):
+        ids = bucket_ids[start : start + 1000]
+        connection.execute(
+            update(bucket).where(bucket.c.id.in_(ids), bucket.c.maybe_ready != ready).values(maybe_ready=ready)
+        )
+
+
+def mark_bad(connection: Connection, unit_id: int, storages: set[str]) -> list[ReplicaSpec]:
+    """Note that a unit's replicas on these storages are missing or damaged; those that remain."""
+    row = connection.execute(
+        select(unit_detail.c.replicas, unit_detail.c.bad_storages)
+        .where(unit_detail.c.unit_id == unit_id)
+        .with_for_update()
+    ).one()
+    bad = storages | (set(row.bad_storages.split(",")) if row.bad_storages else set())
+    connection.execute(
+        update(unit_detail).where(unit_detail.c.unit_id == unit_id).values(bad_storages=",".join(sorted(bad)))
+    )
+    return usable_replicas(row.replicas, ",".join(bad))
+
+
+def dids(connection: Connection, unit_ids: Sequence[int]) -> dict[int, str]:
+    """The DIDs of those units that are files."""
+    query = select(unit_detail.c.unit_id, unit_detail.c.did).where(
+        unit_detail.c.unit_id.in_(unit_ids), unit_detail.c.did.is_not(None)
+    )
+    return {row.unit_id: row.did for row in connection.execute(query)}
+
+
+def page(
+    connection: Connection, task_id: int, *, state: UnitState | None, after: int, limit: int
+) -> Sequence[UnitView]:
+    """Units of a task as people see them, by id."""
+    query = (
+        select(unit, unit_detail)
+        .join(unit_detail, unit_detail.c.unit_id == unit.c.id)
+        .where(unit.c.task_id == task_id, unit.c.id > after)
+        .order_by(unit.c.id)
+        .limit(limit)
+    )
+    if state is not None:
+        query = query.where(unit.c.state == UNIT_CODES[state])
+    return [
+        UnitView(
+            id=row["id"],
+            task_id=row["task_id"],
+            seq=row["seq"],
+            state=UNIT_STATES[row["state"]],
+            did=row["did"],
+            size=row["size"],
+            events=row["events"],
+            job_id=row["job_id"],
+            payload_failures=row["payload_failures"],
+            other_failures=row["site_failures"] + row["lost_pilots"] + row["preemptions"],
+            generation=row["generation"],
+            error_code=row["error_code"],
+            error_detail=row["error_detail"] or "",
+        )
+        for row in connection.execute(query).mappings()
+    ]
