@@ -1,0 +1,96 @@
+"""A small world for tests of harvester: a server that remembers on disk, so that it outlives processes that are killed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from common.clock import Clock
+from common.http import Unreachable
+from common.states import ResourceState
+from common.wire import (
+    DemandReply,
+    QueueSpec,
+    Shape,
+    ShapeDemand,
+    WorkerOutcome,
+    WorkerReport,
+)
+from harvester.backends.base import Backend
+from harvester.config import HarvesterConfig, QueueConfig
+from harvester.cycle import Cycle
+from harvester.secret_files import SecretFiles
+from harvester.store import Store
+
+QUEUE = "q1"
+SHAPE = Shape(cores=1, memory_mb=1000, disk_mb=500)
+
+
+class FakeServer:
+    """Wants ``pilots`` pilots of SHAPE; appends every report to a journal. ``down`` makes it unreachable."""
+
+    def __init__(self, folder: Path, pilots: int = 0) -> None:
+        self.pilots = pilots
+        self.status = ResourceState.ONLINE
+        self.down = False
+        self.refuse: set[str] = set()
+        self.refuse_all = ""
+        self.alive: dict[str, int] = {}
+        self.calls: list[str] = []
+        self._journal = folder / "server.jsonl"
+
+    def demand(self, queue: str) -> DemandReply:
+        self._check("demand")
+        line = ShapeDemand(shape=SHAPE, pilots=self.pilots, ready_units=self.pilots, ready_jobs=self.pilots)
+        spec = QueueSpec(name=queue, site="s1", status=self.status)
+        return DemandReply(queue=spec, shapes=[line] if self.pilots else [])
+
+    def report(self, workers: Sequence[WorkerReport]) -> list[WorkerOutcome]:
+        self._check("report")
+        with self._journal.open("ab") as file:
+            for worker in workers:
+                file.write(msgspec.json.encode(worker) + b"\n")
+        return [self._outcome(worker) for worker in workers]
+
+    def reports(self) -> list[WorkerReport]:
+        """Everything that was ever reported, in order."""
+        if not self._journal.exists():
+            return []
+        return [msgspec.json.decode(line, type=WorkerReport) for line in self._journal.read_bytes().splitlines()]
+
+    def states(self, mark: str) -> list[str]:
+        """The states that a worker was reported in, repeats left out."""
+        told = [report.state.value for report in self.reports() if report.mark == mark]
+        return [state for index, state in enumerate(told) if index == 0 or told[index - 1] != state]
+
+    def _outcome(self, worker: WorkerReport) -> WorkerOutcome:
+        accepted = not self.refuse_all and worker.mark not in self.refuse
+        alive = self.alive.get(worker.mark, 0)
+        return WorkerOutcome(worker.mark, accepted, self.refuse_all or "" if not accepted else "", alive)
+
+    def _check(self, call: str) -> None:
+        self.calls.append(call)
+        if self.down:
+            raise Unreachable(f"{call}: connection refused")
+
+
+def config(folder: Path, queue: QueueConfig | None = None, **settings: object) -> HarvesterConfig:
+    """A configuration with one queue."""
+    return HarvesterConfig(
+        server_url="http://127.0.0.1:1",
+        token_file=str(folder / "token"),
+        state_dir=str(folder / "state"),
+        queues={QUEUE: queue or QueueConfig(max_workers=5, max_queued=5)},
+        **settings,  # type: ignore[arg-type]
+    )
+
+
+def make_cycle(settings: HarvesterConfig, backend: Backend, server: FakeServer, clock: Clock) -> tuple[Cycle, Store]:
+    """A cycle over real files in the configuration's state_dir."""
+    state_dir = Path(settings.state_dir)
+    state_dir.mkdir(exist_ok=True)
+    store = Store(state_dir / "harvester.db", clock)
+    secrets = SecretFiles(state_dir / "secrets")
+    return Cycle(settings, dict.fromkeys(settings.queues, backend), store, secrets, server, clock), store

@@ -1,0 +1,417 @@
+"""Which buckets a slot may claim from, in which order, and the first filter that said no of each other one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.states import CLAIMABLE_TASK_STATES, ResourceState, TaskState
+from common.wire import Endpoint, Gpu, GpuRequest, Offer, QueueSpec, Requirements, Shape, SiteSpec, StorageSpec
+from server.engine.matching import FILTER_NAMES, Candidate, Slot, effective_offer, gpu_fits, match, queue_refusal, rank
+from server.engine.world import World
+
+NOW = 1000.0
+
+
+@dataclass(frozen=True)
+class Situation:
+    """A slot and a bucket that suit each other: the bucket's one replica is at distance 50."""
+
+    queue: ResourceState = ResourceState.ONLINE
+    site: ResourceState = ResourceState.ONLINE
+    storage: ResourceState = ResourceState.ONLINE
+    task: TaskState = TaskState.RUNNING
+    tags: tuple[str, ...] = ("el9", "apptainer")
+    wanted_tags: tuple[str, ...] = ("el9",)
+    container: bool = False
+    cores: int = 1
+    memory_mb: int = 1000
+    disk_mb: int = 500
+    wall_s: int = 3600
+    gpus: GpuRequest | None = None
+    ready_units: int = 10
+    min_units: int = 1
+    max_distance: int = 100
+    far_after_s: float = 0.0
+
+    def world(self) -> World:
+        return World(
+            sites={"HERE": SiteSpec("HERE", self.site, {"SE": 50})},
+            storages={
+                "SE": StorageSpec(name="SE", site="THERE", status=self.storage, endpoints=[Endpoint("root://h//d")])
+            },
+        )
+
+    def slot(self) -> Slot:
+        gpu = Gpu("NVIDIA", "Tesla T4", 16_000)
+        offer = Offer(cores=8, memory_mb=16_000, disk_mb=10_000, wall_s=7200, gpus=[gpu, gpu], tags=list(self.tags))
+        return Slot(QueueSpec(name="Q", site="HERE", status=self.queue), offer)
+
+    def candidate(self) -> Candidate:
+        needs = Requirements(
+            cores=self.cores,
+            memory_mb=self.memory_mb,
+            disk_mb=self.disk_mb,
+            wall_s=self.wall_s,
+            gpus=self.gpus,
+            tags=list(self.wanted_tags),
+        )
+        return candidate(
+            task_state=self.task,
+            locations=("SE",),
+            requirements=needs,
+            ready_units=self.ready_units,
+            min_units=self.min_units,
+            max_distance=self.max_distance,
+            far_after_s=self.far_after_s,
+            ready_since=NOW - 60,
+            needs_container=self.container,
+        )
+
+    def refusal(self) -> tuple[str, str] | None:
+        matches, refusals = match([self.candidate()], self.slot(), self.world(), {}, NOW)
+        assert len(matches) + len(refusals) == 1
+        if matches:
+            return None
+        assert (refusals[0].task_id, refusals[0].bucket_id) == (7, 1)
+        return refusals[0].filter, refusals[0].detail
+
+
+def candidate(bucket_id: int = 1, **given: Any) -> Candidate:
+    plain: dict[str, Any] = {
+        "task_id": 7,
+        "task_state": TaskState.RUNNING,
+        "locations": (),
+        "requirements": Requirements(),
+        "share": "default",
+        "priority": 0,
+        "created": 0.0,
+        "ready_since": 0.0,
+        "units_per_job": 1,
+        "ready_units": 10,
+    }
+    return Candidate(bucket_id=bucket_id, **{**plain, **given})
+
+
+# How to make each filter refuse, and what it says then.
+REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
+    "queue": ({"queue": ResourceState.PAUSED}, "queue Q is paused"),
+    "site": ({"site": ResourceState.DRAINING}, "site HERE is draining"),
+    "task": ({"task": TaskState.PAUSED}, "task 7 is paused"),
+    "tags": ({"wanted_tags": ("el9", "zstd", "avx2")}, "the slot lacks avx2, zstd"),
+    "container": (
+        {"container": True, "tags": ("el9",)},
+        "the task names an image and the slot has no Apptainer",
+    ),
+    "cores": ({"cores": 9}, "the job needs 9 cores, the slot has 8"),
+    "memory": ({"memory_mb": 16_001}, "the job needs 16001 MB of memory, the slot has 16000"),
+    "disk": ({"disk_mb": 10_001}, "the job needs 10001 MB of scratch disk, the slot has 10000"),
+    "wall_time": ({"wall_s": 7201}, "the job needs 7201 s of wall time, the slot has 7200"),
+    "gpus": (
+        {"gpus": GpuRequest(count=3, vendor="NVIDIA", model="T4", memory_mb=8000)},
+        "the job needs 3 GPUs (NVIDIA T4 with 8000 MB), the slot has 2 such",
+    ),
+    "merge": ({"min_units": 11}, "the merge waits for 11 files, 10 are ready"),
+    "storage": ({"storage": ResourceState.OFFLINE}, "no storage of SE can be read from HERE now"),
+    "distance": ({"max_distance": 49}, "the nearest replica is at distance 50, the task allows 49"),
+    "far_wait": ({"far_after_s": 100.0}, "a slot at distance 50 qualifies in 40 s"),
+}
+
+
+def test_every_filter_is_tried_here_in_its_order() -> None:
+    assert tuple(REFUSALS) == FILTER_NAMES
+
+
+def test_a_slot_that_suits_is_not_refused() -> None:
+    assert Situation().refusal() is None
+
+
+@pytest.mark.parametrize("name", FILTER_NAMES)
+def test_a_filter_refuses_in_its_own_words(name: str) -> None:
+    changes, words = REFUSALS[name]
+    assert Situation(**changes).refusal() == (name, words)
+
+
+@pytest.mark.parametrize(("first", "second"), list(combinations(FILTER_NAMES, 2)))
+def test_the_first_filter_that_says_no_is_the_answer(first: str, second: str) -> None:
+    both = {**REFUSALS[second][0], **REFUSALS[first][0]}
+    found = Situation(**both).refusal()
+    assert found is not None and found[0] == first
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"cores": 8},
+        {"memory_mb": 16_000},
+        {"disk_mb": 10_000},
+        {"wall_s": 7200},
+        {"gpus": GpuRequest(count=2)},
+        {"min_units": 10},
+        {"max_distance": 50},
+        {"far_after_s": 60.0},
+        {"container": True},
+        {"storage": ResourceState.DRAINING},
+        {"wall_s": 0},
+        {"wanted_tags": ()},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_what_just_fits_is_not_refused(changes: dict[str, Any]) -> None:
+    assert Situation(**changes).refusal() is None
+
+
+@pytest.mark.parametrize("state", TaskState)
+def test_only_a_claimable_task_gives_units(state: TaskState) -> None:
+    refusal = Situation(task=state).refusal()
+    assert refusal == (None if state in CLAIMABLE_TASK_STATES else ("task", f"task 7 is {state.value}"))
+
+
+@pytest.mark.parametrize("state", ResourceState)
+def test_only_an_online_queue_at_an_online_site_gets_work(state: ResourceState) -> None:
+    for kind, name in (("queue", "Q"), ("site", "HERE")):
+        here = Situation(**{kind: state})  # type: ignore[arg-type]
+        expected = None if state == ResourceState.ONLINE else (kind, f"{kind} {name} is {state.value}")
+        assert queue_refusal(here.slot(), here.world()) == expected
+        assert here.refusal() == expected
+
+
+def test_a_queue_at_a_site_that_nobody_described_gets_work_without_input() -> None:
+    matches, _ = match([candidate()], Situation().slot(), World(), {}, NOW)
+    assert [found.distance for found in matches] == [0]
+
+
+def test_an_offer_of_zero_is_not_known_and_refuses_nothing() -> None:
+    slot = Slot(QueueSpec(name="Q", site="HERE"), Offer(cores=1))
+    needs = Requirements(memory_mb=10**6, disk_mb=10**6, wall_s=10**6)
+    matches, refusals = match([candidate(requirements=needs)], slot, World(), {}, NOW)
+    assert len(matches) == 1 and refusals == []
+
+
+def test_a_near_slot_never_waits() -> None:
+    here = Situation(far_after_s=10**6)
+    world = World(storages={"SE": StorageSpec(name="SE", site="HERE", endpoints=[Endpoint("root://h//d")])})
+    matches, _ = match([here.candidate()], here.slot(), world, {}, NOW)
+    assert [found.distance for found in matches] == [0]
+
+
+def test_a_storage_at_distance_101_is_never_read_whatever_the_task_allows() -> None:
+    here = Situation()
+    world = replace(here.world(), sites={"HERE": SiteSpec("HERE", distances={"SE": 101})})
+    _, refusals = match([replace(here.candidate(), max_distance=101)], here.slot(), world, {}, NOW)
+    assert [refusal.filter for refusal in refusals] == ["storage"]
+
+
+def test_each_bucket_gets_an_answer() -> None:
+    candidates = [candidate(1), candidate(2, task_state=TaskState.PAUSED), candidate(3, min_units=99), candidate(4)]
+    matches, refusals = match(candidates, Situation().slot(), World(), {}, NOW)
+    assert [found.candidate.bucket_id for found in matches] == [1, 4]
+    assert [(refusal.bucket_id, refusal.filter) for refusal in refusals] == [(2, "task"), (3, "merge")]
+
+
+# ---------------------------------------------------------------- GPUs
+
+
+@pytest.mark.parametrize(
+    ("wanted", "fits"),
+    [
+        (GpuRequest(), True),
+        (GpuRequest(vendor="nvidia"), True),
+        (GpuRequest(vendor="AMD"), False),
+        (GpuRequest(model="a100"), True),
+        (GpuRequest(model="A100-SXM4-40GB"), True),
+        (GpuRequest(model="H100"), False),
+        (GpuRequest(memory_mb=40_000), True),
+        (GpuRequest(memory_mb=40_001), False),
+    ],
+)
+def test_a_card_fits_by_vendor_part_of_its_model_and_memory(wanted: GpuRequest, fits: bool) -> None:
+    assert gpu_fits(Gpu("NVIDIA", "NVIDIA A100-SXM4-40GB", 40_000), wanted) is fits
+
+
+def test_only_cards_that_fit_are_counted() -> None:
+    here = Situation(gpus=GpuRequest(count=2, memory_mb=20_000))
+    offer = Offer(cores=8, gpus=[Gpu("NVIDIA", "T4", 16_000), Gpu("NVIDIA", "A100", 40_000)], tags=["el9"])
+    _, refusals = match([here.candidate()], Slot(QueueSpec(name="Q", site="HERE"), offer), here.world(), {}, NOW)
+    assert [(refusal.filter, refusal.detail) for refusal in refusals] == [
+        ("gpus", "the job needs 2 GPUs (any with 20000 MB), the slot has 1 such")
+    ]
+
+
+# ---------------------------------------------------------------- order
+
+
+def order(candidates: list[Candidate], shares: dict[str, tuple[float, ...]] | None = None) -> list[int]:
+    sites = {"HERE": SiteSpec("HERE", distances={f"D{n}": n for n in range(0, 101, 10)})}
+    storages = {
+        f"D{n}": StorageSpec(name=f"D{n}", site="X", endpoints=[Endpoint("root://h//d")]) for n in range(0, 101, 10)
+    }
+    slot = Slot(QueueSpec(name="Q", site="HERE"), Offer(cores=8))
+    matches, refusals = match(candidates, slot, World(sites, {}, storages), shares or {}, NOW)
+    assert refusals == []
+    return [found.candidate.bucket_id for found in matches]
+
+
+@pytest.mark.parametrize(
+    ("distance", "priority", "expected"),
+    [(0, 0, 100), (100, 0, 0), (0, 100, 101), (30, -500, 65), (100, 10_000, 100), (0, -10_000, 0)],
+)
+def test_the_rank(distance: int, priority: int, expected: float) -> None:
+    assert rank(distance, priority) == pytest.approx(expected)
+
+
+def test_a_match_says_its_distance_and_rank() -> None:
+    matches, _ = match([Situation().candidate()], Situation().slot(), Situation().world(), {}, NOW)
+    assert [(found.distance, found.rank) for found in matches] == [(50, 50.0)]
+
+
+def test_nearer_input_comes_first() -> None:
+    assert order([candidate(1, locations=("D30",)), candidate(2, locations=("D10",)), candidate(3)]) == [3, 2, 1]
+
+
+def test_locality_and_priority_trade_at_a_hundred_to_one() -> None:
+    near = candidate(1, locations=("D10",))
+    assert order([near, candidate(2, locations=("D30",), priority=1999)]) == [1, 2]
+    assert order([near, candidate(2, locations=("D30",), priority=2001)]) == [2, 1]
+
+
+def test_of_equals_the_older_task_comes_first() -> None:
+    assert order([candidate(1, created=5.0), candidate(2, created=4.0), candidate(3, created=4.0)]) == [2, 3, 1]
+
+
+def test_the_share_goes_before_the_rank() -> None:
+    candidates = [candidate(1, share="rich", priority=10_000), candidate(2, share="poor", locations=("D100",))]
+    assert order(candidates, {"rich": (2.0,), "poor": (0.5,)}) == [2, 1]
+
+
+def test_nested_shares_are_weighed_where_their_paths_part() -> None:
+    shares = {"a": (1.0,), "a.x": (1.0, 9.0), "a.y": (1.0, 2.0), "b": (3.0,), "b.z": (3.0, 0.0)}
+    candidates = [candidate(n, share=share) for n, share in enumerate(("b.z", "a.x", "a.y", "b", "a"))]
+    assert order(candidates, shares) == [4, 2, 1, 3, 0]
+
+
+def test_a_share_that_nobody_knows_comes_first() -> None:
+    assert order([candidate(1, share="known"), candidate(2, share="new")], {"known": (0.0,)}) == [2, 1]
+
+
+CANDIDATES = st.lists(
+    st.builds(
+        lambda n, priority, created, share, location: candidate(
+            n, priority=priority, created=created, share=share, locations=(location,)
+        ),
+        n=st.integers(1, 10**6),
+        priority=st.integers(-10_000, 10_000),
+        created=st.integers(0, 3).map(float),
+        share=st.sampled_from("abc"),
+        location=st.sampled_from(["D0", "D20", "D50", "D100"]),
+    ),
+    max_size=12,
+    unique_by=lambda each: each.bucket_id,
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(CANDIDATES, st.randoms())
+def test_the_order_is_total_and_does_not_depend_on_the_order_of_asking(
+    candidates: list[Candidate], random: Any
+) -> None:
+    shares = {"a": (1.0,), "b": (1.0,), "c": (0.5,)}
+    first = order(candidates, shares)
+    shuffled = list(candidates)
+    random.shuffle(shuffled)
+    assert order(shuffled, shares) == first
+    keys = []
+    by_id = {each.bucket_id: each for each in candidates}
+    for each in (by_id[bucket_id] for bucket_id in first):
+        # In hundredths, so that the arithmetic here is exact.
+        hundredths = 10_000 - 100 * int(each.locations[0][1:]) + each.priority
+        keys.append((shares[each.share], -hundredths, each.created, each.bucket_id))
+    assert keys == sorted(keys)
+
+
+# ---------------------------------------------------------------- what a slot may do
+
+
+LIMITS = st.sampled_from([0, 0, 1, 5, 100])
+
+
+def least(*values: int) -> int:
+    return min((value for value in values if value), default=0)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(LIMITS, min_size=12, max_size=12), st.integers(1, 9), st.integers(0, 4))
+def test_the_effective_offer_is_the_least_of_offer_queue_and_worker(said: list[int], cores: int, cards: int) -> None:
+    offer = Offer(cores, *said[:3], gpus=[Gpu("NVIDIA", f"T{n}", 16_000) for n in range(cards)])
+    queue = QueueSpec(
+        name="Q", site="S", cores=said[3], memory_mb=said[4], disk_mb=said[5], wall_s=said[6], gpus=said[7]
+    )
+    worker = Shape(said[8], said[9], said[10], said[11], gpus=said[0])
+    found = effective_offer(offer, queue, worker)
+    assert found.cores == least(cores, said[3], said[8]) >= 1
+    assert found.memory_mb == least(said[0], said[4], said[9])
+    assert found.disk_mb == least(said[1], said[5], said[10])
+    assert found.wall_s == least(said[2], said[6], said[11])
+    assert found.gpus == offer.gpus[: least(cards, said[7], said[0]) if cards else 0]
+    assert effective_offer(found, queue, worker) == found
+
+
+def test_a_pilot_that_boasts_gets_what_its_worker_was_recorded_with() -> None:
+    boast = Offer(cores=64, memory_mb=10**6, disk_mb=10**6, wall_s=10**6, gpus=[Gpu("NVIDIA", "T4", 1)] * 8)
+    worker = Shape(cores=1, memory_mb=2000, disk_mb=3000, wall_s=600, gpus=1)
+    found = effective_offer(boast, QueueSpec(name="Q", site="S"), worker)
+    assert (found.cores, found.memory_mb, found.disk_mb, found.wall_s, len(found.gpus)) == (1, 2000, 3000, 600, 1)
+
+
+def test_without_a_worker_the_queue_is_the_limit() -> None:
+    found = effective_offer(Offer(cores=64), QueueSpec(name="Q", site="S", cores=8, wall_s=600), None)
+    assert (found.cores, found.wall_s, found.memory_mb) == (8, 600, 0)
+
+
+def test_the_tags_of_slot_and_queue_add_up() -> None:
+    offer = Offer(tags=["el9", "x86_64"])
+    found = effective_offer(offer, QueueSpec(name="Q", site="S", tags=["el9", "big"]), None)
+    assert found.tags == ["big", "el9", "x86_64"]
+
+
+def test_the_offer_that_came_in_is_left_alone() -> None:
+    offer = Offer(cores=4, gpus=[Gpu("NVIDIA", "T4", 1)] * 3, tags=["b", "a"])
+    effective_offer(offer, QueueSpec(name="Q", site="S", gpus=1, tags=["c"]), None)
+    assert len(offer.gpus) == 3 and offer.tags == ["b", "a"]
+
+
+CHECKS: dict[str, Callable[[Situation], bool]] = {
+    "queue": lambda s: s.queue == ResourceState.ONLINE,
+    "task": lambda s: s.task in CLAIMABLE_TASK_STATES,
+    "cores": lambda s: s.cores <= 8,
+    "memory": lambda s: s.memory_mb <= 16_000,
+    "merge": lambda s: s.ready_units >= s.min_units,
+    "storage": lambda s: s.storage != ResourceState.OFFLINE,
+    "distance": lambda s: s.max_distance >= 50,
+}
+
+
+@settings(deadline=None, max_examples=500)
+@given(
+    st.builds(
+        Situation,
+        queue=st.sampled_from(ResourceState),
+        storage=st.sampled_from(ResourceState),
+        task=st.sampled_from(TaskState),
+        cores=st.integers(1, 10),
+        memory_mb=st.integers(15_990, 16_010),
+        ready_units=st.integers(1, 5),
+        min_units=st.integers(1, 5),
+        max_distance=st.integers(40, 60),
+    )
+)
+def test_any_situation_is_refused_by_the_first_filter_that_fails(situation: Situation) -> None:
+    expected = next((name for name, passes in CHECKS.items() if not passes(situation)), None)
+    found = situation.refusal()
+    assert (found[0] if found else None) == expected

@@ -1,0 +1,174 @@
+"""Sites, storages and the distances between them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.states import ResourceState
+from common.wire import Activity, Endpoint, SiteSpec, StorageSpec
+from server.engine.world import FAR, MAX_LOCATIONS, NEVER, World, join_url
+
+GIVES_FILES = {ResourceState.ONLINE, ResourceState.PAUSED, ResourceState.DRAINING, ResourceState.TEST}
+
+
+def storage(name: str, site: str, status: ResourceState = ResourceState.ONLINE, *endpoints: Endpoint) -> StorageSpec:
+    return StorageSpec(name=name, site=site, status=status, endpoints=list(endpoints) or [Endpoint("root://h//d")])
+
+
+def world(*specs: StorageSpec | SiteSpec) -> World:
+    return World(
+        sites={spec.name: spec for spec in specs if isinstance(spec, SiteSpec)},
+        storages={spec.name: spec for spec in specs if isinstance(spec, StorageSpec)},
+    )
+
+
+SMALL = world(
+    SiteSpec("HOME", distances={"NEAR": 20, "BANNED": 101, "SLOW_OWN": 30}),
+    SiteSpec("OTHER"),
+    storage("OWN", "HOME"),
+    storage("SLOW_OWN", "HOME"),
+    storage("NEAR", "OTHER"),
+    storage("UNSET", "OTHER"),
+    storage("BANNED", "OTHER"),
+)
+
+
+@pytest.mark.parametrize(
+    ("site", "name", "expected"),
+    [
+        ("HOME", "OWN", 0),
+        ("HOME", "NEAR", 20),
+        ("HOME", "UNSET", FAR),
+        ("HOME", "BANNED", NEVER),
+        ("HOME", "SLOW_OWN", 30),
+        ("HOME", "GONE", NEVER),
+        ("OTHER", "NEAR", 0),
+        ("OTHER", "OWN", FAR),
+        ("NOWHERE", "OWN", FAR),
+    ],
+)
+def test_distances(site: str, name: str, expected: int) -> None:
+    assert SMALL.distance(site, name) == expected
+
+
+def test_what_is_not_set_is_far_but_not_never() -> None:
+    assert (FAR, NEVER) == (100, 101)
+
+
+def test_a_unit_without_input_is_near_everywhere() -> None:
+    assert SMALL.nearest("HOME", ()) == SMALL.nearest("NOWHERE", ()) == 0
+
+
+def test_the_nearest_of_many() -> None:
+    assert SMALL.nearest("HOME", ("UNSET", "NEAR", "BANNED")) == 20
+    assert SMALL.nearest("HOME", ("BANNED",)) == NEVER
+
+
+@pytest.mark.parametrize("status", ResourceState)
+def test_a_storage_gives_files_unless_it_is_offline_and_takes_them_only_online(status: ResourceState) -> None:
+    there = world(SiteSpec("HOME"), storage("SE", "HOME", status))
+    assert there.readable("SE") is (status in GIVES_FILES)
+    assert there.writable("SE") is (status == ResourceState.ONLINE)
+    assert there.nearest("HOME", ("SE",)) == (0 if status in GIVES_FILES else NEVER)
+
+
+@pytest.mark.parametrize("status", ResourceState)
+def test_the_storages_of_an_offline_site_are_offline_too(status: ResourceState) -> None:
+    there = world(SiteSpec("HOME", status=status), storage("SE", "HOME"))
+    assert there.readable("SE") is there.writable("SE") is (status != ResourceState.OFFLINE)
+
+
+def test_a_storage_that_nobody_knows_neither_gives_nor_takes() -> None:
+    assert not SMALL.readable("GONE") and not SMALL.writable("GONE")
+
+
+def test_an_offline_replica_is_passed_over_for_the_next_nearest() -> None:
+    there = world(
+        SiteSpec("HOME", distances={"NEAR": 20}),
+        storage("OWN", "HOME", ResourceState.OFFLINE),
+        storage("NEAR", "OTHER"),
+    )
+    assert there.nearest("HOME", ("OWN", "NEAR")) == 20
+    assert there.nearest("HOME", ("OWN",)) == NEVER
+
+
+def many(count: int, sites: int) -> World:
+    return world(*(storage(f"SE{n:02d}", f"SITE{n % sites}") for n in range(count)))
+
+
+def test_few_locations_are_named_one_by_one() -> None:
+    names = [f"SE{n:02d}" for n in range(MAX_LOCATIONS)]
+    assert many(20, 3).locations_of(reversed(names)) == tuple(names)
+
+
+def test_many_locations_are_coarsened_to_their_sites() -> None:
+    names = [f"SE{n:02d}" for n in range(MAX_LOCATIONS + 1)]
+    assert many(20, 3).locations_of(names) == ("@SITE0", "@SITE1", "@SITE2")
+
+
+def test_a_coarse_location_is_as_near_as_the_sites_nearest_readable_storage() -> None:
+    there = world(
+        SiteSpec("HOME", distances={"A": 40, "B": 10, "C": 1}),
+        storage("A", "OTHER"),
+        storage("B", "OTHER"),
+        storage("C", "OTHER", ResourceState.OFFLINE),
+    )
+    assert there.nearest("HOME", ("@OTHER",)) == 10
+    assert there.nearest("OTHER", ("@OTHER",)) == 0
+    assert there.nearest("HOME", ("@EMPTY",)) == NEVER
+
+
+def test_replicas_on_storages_that_were_removed_were_once_no_input_at_all() -> None:
+    gone = [f"GONE{n}" for n in range(MAX_LOCATIONS + 1)]
+    assert SMALL.nearest("HOME", SMALL.locations_of(gone)) == NEVER
+
+
+@settings(deadline=None)
+@given(st.sets(st.integers(0, 39)), st.integers(0, 4))
+def test_coarsening_never_makes_input_unreachable_or_nearer_than_its_site(chosen: set[int], home: int) -> None:
+    there = many(40, 5)
+    names = {f"SE{n:02d}" for n in chosen}
+    locations = there.locations_of(names)
+    assert locations == there.locations_of(sorted(names)) and len(set(locations)) == len(locations)
+    assert bool(locations) is bool(names)
+    assert len(locations) <= max(MAX_LOCATIONS, 5)
+    exact = min((there.distance(f"SITE{home}", name) for name in names), default=0)
+    assert there.nearest(f"SITE{home}", locations) == exact
+
+
+LAN = Endpoint("file:///data", [Activity.READ_LAN, Activity.WRITE_LAN])
+WAN_READ = Endpoint("https://h/dav/", [Activity.READ_WAN])
+WAN_ALL = Endpoint("root://h//data", [Activity.READ_WAN, Activity.WRITE_WAN, Activity.READ_LAN])
+
+
+@pytest.mark.parametrize(
+    ("site", "write", "expected"),
+    [
+        ("HOME", False, ["file:///data/a/b", "root://h//data/a/b"]),
+        ("HOME", True, ["file:///data/a/b"]),
+        ("OTHER", False, ["https://h/dav/a/b", "root://h//data/a/b"]),
+        ("OTHER", True, ["root://h//data/a/b"]),
+    ],
+)
+def test_urls_are_those_for_the_place_and_the_purpose_in_the_storages_order(
+    site: str, write: bool, expected: list[str]
+) -> None:
+    there = world(storage("SE", "HOME", ResourceState.ONLINE, LAN, WAN_READ, WAN_ALL))
+    assert there.urls("SE", "a/b", site, write=write) == expected
+
+
+@pytest.mark.parametrize(
+    ("prefix", "path", "expected"),
+    [
+        ("root://h:1094//data", "a/b", "root://h:1094//data/a/b"),
+        ("root://h:1094//data/", "/a/b", "root://h:1094//data/a/b"),
+        ("root://h:1094//", "/a", "root://h:1094//a"),
+        ("file:///", "a", "file:///a"),
+        ("file:///data", "//a", "file:///data/a"),
+        ("https://h", "a", "https://h/a"),
+    ],
+)
+def test_a_prefix_that_ends_in_slashes_once_lost_them(prefix: str, path: str, expected: str) -> None:
+    assert join_url(prefix, path) == expected
