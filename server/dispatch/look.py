@@ -95,6 +95,6 @@ def demand_of(dispatcher: Dispatcher, name: str) -> DemandReply:
         for task_id, count in alive.items():
             task = workflows.get_task(connection, task_id)
             if task is not None:
-                running.append((shape_of(task.spec.requirements), count))
+                running.append((shape_of(task.spec.requirements, 0, queue), count))
     shapes = demand(queue, look.candidates, look.world, running, dispatcher.now())
     return DemandReply(queue, shapes, look.idle_pilots.get(name, 0))

@@ -18,6 +18,9 @@ TURN_S = 600.0
 """How long a queue keeps what does not divide evenly: one that starts no pilots must not keep the last unit for ever."""
 
 
+DISK_STEP_MB = 1000
+
+
 @dataclass
 class _Sum:
     units: int = 0
@@ -45,7 +48,7 @@ def demand(
         place = (able.index(queue.name) + candidate.bucket_id + int(now // TURN_S)) % len(able)
         units = _part(candidate.ready_units, place, len(able))
         if units:
-            total = sums[_key(shape_of(candidate.requirements))]
+            total = sums[_key(_shape(candidate, queue))]
             total.units += units
             total.jobs += _part(_jobs(candidate), place, len(able))
     for shape, _ in running_jobs:
@@ -63,13 +66,24 @@ def demand(
     ]
 
 
-def shape_of(requirements: Requirements) -> Shape:
-    """What a worker must ask for so that its pilot can run a job with these requirements."""
+def _shape(candidate: Candidate, queue: QueueSpec) -> Shape:
+    """What a worker must ask for so that its pilot can run the bucket's jobs, their input included."""
+    units = min(candidate.units_per_job, max(candidate.ready_units, candidate.min_units))
+    return shape_of(candidate.requirements, units * candidate.unit_mb, queue)
+
+
+def shape_of(requirements: Requirements, input_mb: int, queue: QueueSpec) -> Shape:
+    """What a worker must ask for so that its pilot can run a job with these requirements and so much input.
+
+    Disk is rounded up to :data:`DISK_STEP_MB`, so that jobs of about the same size share pilots, and never asks for
+    more than the queue has.
+    """
+    disk_mb = -(-(requirements.disk_mb + input_mb) // DISK_STEP_MB) * DISK_STEP_MB
     gpus = requirements.gpus.count if requirements.gpus else 0
     return Shape(
         cores=requirements.cores,
         memory_mb=requirements.memory_mb,
-        disk_mb=requirements.disk_mb,
+        disk_mb=min(disk_mb, queue.disk_mb) if queue.disk_mb else disk_mb,
         wall_s=requirements.wall_s,
         gpus=gpus,
     )

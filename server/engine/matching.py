@@ -17,7 +17,10 @@ from server.engine.world import FAR, NEVER, World
 
 @dataclass(frozen=True)
 class Candidate:
-    """A bucket that may have ready units, with what matching needs of its task."""
+    """A bucket that may have ready units, with what matching needs of its task.
+
+    ``unit_mb`` is the size of the largest input file among its units.
+    """
 
     bucket_id: int
     task_id: int
@@ -31,6 +34,7 @@ class Candidate:
     units_per_job: int
     ready_units: int
     min_units: int = 1
+    unit_mb: int = 0
     max_distance: int = FAR
     far_after_s: float = 0.0
     needs_container: bool = False
@@ -174,7 +178,8 @@ def _memory(candidate: Candidate, offer: Offer) -> str:
 
 
 def _disk(candidate: Candidate, offer: Offer) -> str:
-    return _at_most(candidate.requirements.disk_mb, offer.disk_mb, "MB of scratch disk")
+    # The smallest possible job: one unit beside the scratch that the task asks for.
+    return _at_most(candidate.requirements.disk_mb + candidate.unit_mb, offer.disk_mb, "MB of disk, input included")
 
 
 def _wall_time(candidate: Candidate, offer: Offer) -> str:

@@ -39,6 +39,7 @@ def load(connection: Connection, *, claimable_only: bool = True) -> list[Candida
                 ready_since=row.ready_since,
                 units_per_job=spec.merge.max_files if spec.merge else spec.files_per_job,
                 ready_units=ready.get(row.id, 0),
+                unit_mb=row.unit_mb,
                 min_units=spec.merge.min_files if spec.merge and not row.input_closed else 1,
                 max_distance=spec.max_distance,
                 far_after_s=spec.far_after_s,

@@ -124,6 +124,7 @@ bucket = Table(
     Column("locations", Text, nullable=False),
     Column("maybe_ready", Boolean, nullable=False),
     Column("ready_since", Double, nullable=False),
+    Column("unit_mb", Integer, nullable=False, server_default="0"),
     UniqueConstraint("task_id", "locations", name="bucket_locations"),
     sqlite_autoincrement=True,
 )

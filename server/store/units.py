@@ -80,6 +80,11 @@ def create(connection: Connection, task_id: int, units: Sequence[NewUnit], now: 
     returned = connection.execute(insert(unit).returning(unit.c.id, sort_by_parameter_order=True), rows)
     ids = [row.id for row in returned]
     connection.execute(insert(unit_detail), [_detail(unit_id, each) for unit_id, each in zip(ids, units, strict=True)])
+    for bucket_id in set(buckets.values()):
+        largest = max(row["size_mb"] for row in rows if row["bucket_id"] == bucket_id)
+        connection.execute(
+            update(bucket).where(bucket.c.id == bucket_id, bucket.c.unit_mb < largest).values(unit_mb=largest)
+        )
     add_deltas(connection, Counter((task_id, buckets[each.locations], each.state) for each in units))
     wake(connection, buckets.values(), now)
 

@@ -314,6 +314,7 @@ def upgrade() -> None:
         sa.Column("locations", sa.Text(), nullable=False),
         sa.Column("maybe_ready", sa.Boolean(), nullable=False),
         sa.Column("ready_since", sa.Double(), nullable=False),
+        sa.Column("unit_mb", sa.Integer(), server_default="0", nullable=False),
         sa.ForeignKeyConstraint(
             ["task_id"],
             ["task.id"],
