@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +20,8 @@ from common.wire import (
     WorkerOutcome,
     WorkerReport,
 )
-from harvester.backends.base import Backend
+from harvester.backends.base import MARK_VARIABLE, Backend
+from harvester.backends.processes import find_by_variable, send_signal
 from harvester.config import HarvesterConfig, QueueConfig
 from harvester.cycle import Cycle
 from harvester.secret_files import SecretFiles
@@ -74,6 +77,20 @@ class FakeServer:
         self.calls.append(call)
         if self.down:
             raise Unreachable(f"{call}: connection refused")
+
+
+def end_local_workers(workers_dir: Path) -> None:
+    """Kill all that the local backend has started there, those too that have only just been."""
+    left = {path.name for path in workers_dir.iterdir() if path.is_dir()} if workers_dir.exists() else set()
+    give_up = time.monotonic() + 20.0
+    while True:
+        # A process shows its environment only microseconds after its start: nobody may be seen twice in a row.
+        found = [found for _ in range(2) for found in find_by_variable(MARK_VARIABLE, left).values()]
+        if not found:
+            return
+        assert time.monotonic() < give_up, found
+        for process in found:
+            send_signal(process, signal.SIGKILL)
 
 
 def config(folder: Path, queue: QueueConfig | None = None, **settings: object) -> HarvesterConfig:

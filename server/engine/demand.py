@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -51,16 +51,17 @@ def demand(
             total = sums[_key(_shape(candidate, queue))]
             total.units += units
             total.jobs += _part(_jobs(candidate), place, len(able))
-    for shape, _ in running_jobs:
+    running: Counter[tuple[int, int, int, int, int]] = Counter()
+    for shape, count in running_jobs:
+        running[_key(shape)] += count
         sums.setdefault(_key(shape), _Sum())
-    running = {_key(shape): count for shape, count in running_jobs}
     return [
         ShapeDemand(
             shape=Shape(*key),
-            pilots=total.jobs + running.get(key, 0),
+            pilots=total.jobs + running[key],
             ready_units=total.units,
             ready_jobs=total.jobs,
-            running_jobs=running.get(key, 0),
+            running_jobs=running[key],
         )
         for key, total in sorted(sums.items())
     ]

@@ -38,6 +38,7 @@ from harvester.backends.base import (
 from harvester.backends.fake import FakeBackend, FakeBatchSystem, FakeOptions
 from harvester.backends.local import LocalBackend
 from harvester.backends.processes import ProcessId, find_by_variable, identify, is_alive, send_signal, session_members
+from tests.harvester_world import end_local_workers
 
 W = WorkerState
 DEADLINE_S = 20.0
@@ -113,9 +114,7 @@ class LocalRig(Rig):
         return ProcessId(read["ticks"], read["pid"], read["boot"])
 
     def close(self) -> None:
-        for path in self.workers_dir.glob("*/process"):
-            for member in session_members(self.process(path.parent.name)):
-                send_signal(member, signal.SIGKILL)
+        end_local_workers(self.workers_dir)
 
 
 class FakeRig(Rig):
@@ -320,22 +319,21 @@ def test_local_folder_that_cannot_be_made_is_a_refusal(local_rig: LocalRig) -> N
 
 
 def test_local_term_reaches_the_pilot_alone_which_ends_in_its_own_way(local_rig: LocalRig) -> None:
-    script = 'trap "kill $!; exit 7" TERM; sh -c \'trap "echo hit >child" TERM; while :; do sleep 300 & wait; done\' & '
-    script += "echo ready; wait"
+    script = "sleep 300 & trap 'exit 7' TERM; echo ready; wait"
     spec = local_rig.spec()
-    (ref,) = local_rig.submit(WorkerSpec(**{**vars(spec), "command": ["/bin/sh", "-c", script.replace("$!", "-9 $!")]}))
+    (ref,) = local_rig.submit(WorkerSpec(**{**vars(spec), "command": ["/bin/sh", "-c", script]}))
     _wait_for(lambda: (local_rig.folder(ref.mark) / "stdout").exists())
     _wait_for(lambda: "ready" in (local_rig.folder(ref.mark) / "stdout").read_text())
     local_rig.backend.kill([ref])
     outcome = local_rig.until(ref, W.FAILED)
     assert outcome.exit_code == 7
-    assert not (local_rig.folder(ref.mark) / "work" / "child").exists()
+    assert len(session_members(local_rig.process(ref.mark))) == 1, "its payload was not touched"
 
 
 def test_local_stubborn_worker_is_killed_after_the_grace_with_its_whole_session(tmp_path: Path) -> None:
     clock = FrozenClock()
     rig = LocalRig(tmp_path, clock)
-    script = 'trap "" TERM; sleep 300 & echo ready; while :; do wait; done'
+    script = 'trap "" TERM; sleep 300 & echo ready; wait'
     spec = rig.spec()
     (ref,) = rig.submit(WorkerSpec(**{**vars(spec), "command": ["/bin/sh", "-c", script]}))
     _wait_for(

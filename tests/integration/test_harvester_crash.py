@@ -26,10 +26,9 @@ from common.wire import WorkersReportReply, WorkersReportRequest
 from harvester.backends.base import Backend
 from harvester.backends.fake import FakeBackend, FakeBatchSystem, FakeOptions
 from harvester.backends.local import LocalBackend
-from harvester.backends.processes import ProcessId, send_signal, session_members
 from harvester.config import QueueConfig
 from harvester.cycle import Cycle
-from tests.harvester_world import QUEUE, FakeServer, config, make_cycle
+from tests.harvester_world import QUEUE, FakeServer, config, end_local_workers, make_cycle
 
 PILOTS = 3
 DEADLINE_S = 20.0
@@ -141,10 +140,7 @@ class LocalWorld(World):
         return self.runs.read_text().split()
 
     def close(self) -> None:
-        for path in (self.folder / "workers").glob("*/process"):
-            read = json.loads(path.read_bytes())
-            for member in session_members(ProcessId(read["ticks"], read["pid"], read["boot"])):
-                send_signal(member, signal.SIGKILL)
+        end_local_workers(self.folder / "workers")
 
 
 WORLDS: dict[str, Callable[[Path], World]] = {"fake": FakeWorld, "local": LocalWorld}
@@ -268,12 +264,16 @@ class Server(ThreadingHTTPServer):
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.world = FakeServer(folder, PILOTS)
+        self.answers = threading.Event()
+        self.answers.set()
 
 
 class _Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
+        self.server.world.calls.append("request")
+        self.server.answers.wait(DEADLINE_S)
         self._answer(self.server.world.demand(self.path.split("/")[3]))
 
     def do_POST(self) -> None:
@@ -396,6 +396,21 @@ def test_program_stops_within_seconds_and_leaves_its_workers(program: Program) -
     assert program.states() == {"cancelled": PILOTS}
     last = {report.mark: report.state.value for report in program.server.world.reports()}
     assert set(last.values()) == {"cancelled"}
+
+
+def test_program_stops_within_seconds_although_the_server_hangs(program: Program) -> None:
+    program.server.answers.clear()
+    process = program.popen("run")
+    try:
+        _wait_for(lambda: program.server.world.calls)
+        began = time.monotonic()
+        process.terminate()
+        output, _ = process.communicate(timeout=DEADLINE_S)
+        assert (process.returncode, time.monotonic() - began < 6) == (0, True), output
+        assert "Traceback" not in output
+    finally:
+        process.kill()
+        program.server.answers.set()
 
 
 def test_program_ends_its_workers_on_demand_while_it_runs(program: Program) -> None:

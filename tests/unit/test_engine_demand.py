@@ -59,7 +59,8 @@ def pilots(answers: dict[str, list[ShapeDemand]]) -> dict[str, int]:
 
 def test_no_work_no_pilots() -> None:
     assert ask(world(*queues(2)), []) == {"Q0": [], "Q1": []}
-    assert ask(world(*queues(2)), [bucket(units=0)]) == {"Q0": [], "Q1": []}
+    for units in (0, -1):
+        assert ask(world(*queues(2)), [bucket(units=units)]) == {"Q0": [], "Q1": []}
 
 
 @pytest.mark.parametrize(("units", "per_job", "jobs"), [(10, 1, 10), (10, 3, 4), (1, 500, 1), (500, 500, 1), (7, 0, 7)])
@@ -167,11 +168,17 @@ def test_a_paused_task_asks_for_nothing() -> None:
 def test_running_jobs_keep_their_pilots() -> None:
     (queue,) = queues(1)
     busy = Shape(cores=8, memory_mb=16_000, disk_mb=500)
-    lines = demand(queue, [bucket(units=3)], world(queue), [(shape_of(Requirements()), 2), (busy, 4)], NOW)
+    lines = demand(queue, [bucket(units=3)], world(queue), [(shape_of(Requirements(), 0, queue), 2), (busy, 4)], NOW)
     assert [(line.shape.cores, line.pilots, line.ready_jobs, line.running_jobs) for line in lines] == [
         (1, 5, 3, 2),
         (8, 4, 0, 4),
     ]
+
+
+def test_of_two_tasks_with_running_jobs_of_one_shape_one_was_once_forgotten() -> None:
+    (queue,) = queues(1)
+    (line,) = demand(queue, [], world(queue), [(Shape(cores=8), 2), (Shape(cores=8), 3)], NOW)
+    assert (line.pilots, line.running_jobs) == (5, 5)
 
 
 def test_buckets_of_one_shape_share_a_line_and_others_have_their_own() -> None:
@@ -182,4 +189,25 @@ def test_buckets_of_one_shape_share_a_line_and_others_have_their_own() -> None:
 
 def test_a_shape_is_what_the_job_needs() -> None:
     needs = Requirements(cores=4, memory_mb=8000, disk_mb=900, wall_s=3600, gpus=GpuRequest(count=2))
-    assert shape_of(needs) == Shape(cores=4, memory_mb=8000, disk_mb=900, wall_s=3600, gpus=2)
+    (queue,) = queues(1)
+    assert shape_of(needs, 0, queue) == Shape(cores=4, memory_mb=8000, disk_mb=1000, wall_s=3600, gpus=2)
+
+
+@pytest.mark.parametrize(
+    ("scratch", "input_mb", "limit", "expected"),
+    [(500, 0, 0, 1000), (500, 500, 0, 1000), (500, 501, 0, 2000), (0, 0, 0, 0), (500, 5000, 4500, 4500)],
+)
+def test_a_shape_holds_the_input_in_steps_and_within_the_queue(
+    scratch: int, input_mb: int, limit: int, expected: int
+) -> None:
+    queue = QueueSpec(name="Q", site="S", disk_mb=limit)
+    assert shape_of(Requirements(disk_mb=scratch), input_mb, queue).disk_mb == expected
+
+
+@pytest.mark.parametrize(
+    ("units", "per_job", "least", "disk_mb"), [(10, 4, 1, 9000), (2, 4, 1, 5000), (1, 1, 1, 3000), (2, 9, 2, 5000)]
+)
+def test_a_pilot_is_asked_to_hold_the_input_of_a_whole_job(units: int, per_job: int, least: int, disk_mb: int) -> None:
+    made = bucket(units=units, per_job=per_job, min_units=least, unit_mb=2000)
+    (line,) = ask(world(*queues(1)), [made])["Q0"]
+    assert line.shape.disk_mb == disk_mb

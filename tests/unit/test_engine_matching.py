@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -111,7 +111,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "cores": ({"cores": 9}, "the job needs 9 cores, the slot has 8"),
     "memory": ({"memory_mb": 16_001}, "the job needs 16001 MB of memory, the slot has 16000"),
-    "disk": ({"disk_mb": 10_001}, "the job needs 10001 MB of scratch disk, the slot has 10000"),
+    "disk": ({"disk_mb": 10_001}, "the job needs 10001 MB of disk, input included, the slot has 10000"),
     "wall_time": ({"wall_s": 7201}, "the job needs 7201 s of wall time, the slot has 7200"),
     "gpus": (
         {"gpus": GpuRequest(count=3, vendor="NVIDIA", model="T4", memory_mb=8000)},
@@ -194,6 +194,13 @@ def test_an_offer_of_zero_is_not_known_and_refuses_nothing() -> None:
     assert len(matches) == 1 and refusals == []
 
 
+@pytest.mark.parametrize(("unit_mb", "names"), [(9500, []), (9501, ["disk"])])
+def test_a_slot_must_hold_the_largest_unit_beside_the_scratch(unit_mb: int, names: list[str]) -> None:
+    here = Situation()
+    _, refusals = match([replace(here.candidate(), unit_mb=unit_mb)], here.slot(), here.world(), {}, NOW)
+    assert [refusal.filter for refusal in refusals] == names
+
+
 def test_a_near_slot_never_waits() -> None:
     here = Situation(far_after_s=10**6)
     world = World(storages={"SE": StorageSpec(name="SE", site="HERE", endpoints=[Endpoint("root://h//d")])})
@@ -247,7 +254,7 @@ def test_only_cards_that_fit_are_counted() -> None:
 # ---------------------------------------------------------------- order
 
 
-def order(candidates: list[Candidate], shares: dict[str, tuple[float, ...]] | None = None) -> list[int]:
+def order(candidates: list[Candidate], shares: Mapping[str, tuple[float, ...]] | None = None) -> list[int]:
     sites = {"HERE": SiteSpec("HERE", distances={f"D{n}": n for n in range(0, 101, 10)})}
     storages = {
         f"D{n}": StorageSpec(name=f"D{n}", site="X", endpoints=[Endpoint("root://h//d")]) for n in range(0, 101, 10)
@@ -348,7 +355,8 @@ def least(*values: int) -> int:
 @settings(deadline=None, max_examples=300)
 @given(st.lists(LIMITS, min_size=12, max_size=12), st.integers(1, 9), st.integers(0, 4))
 def test_the_effective_offer_is_the_least_of_offer_queue_and_worker(said: list[int], cores: int, cards: int) -> None:
-    offer = Offer(cores, *said[:3], gpus=[Gpu("NVIDIA", f"T{n}", 16_000) for n in range(cards)])
+    cards_there = [Gpu("NVIDIA", f"T{n}", 16_000) for n in range(cards)]
+    offer = Offer(cores, said[0], said[1], said[2], gpus=cards_there)
     queue = QueueSpec(
         name="Q", site="S", cores=said[3], memory_mb=said[4], disk_mb=said[5], wall_s=said[6], gpus=said[7]
     )

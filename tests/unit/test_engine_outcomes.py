@@ -69,7 +69,7 @@ def test_a_bad_site_does_not_use_up_the_payloads_attempts() -> None:
 @pytest.mark.parametrize("code", CODES, ids=str)
 def test_a_hopeless_payload_error_fails_at_once(code: int | None) -> None:
     result = failed_job(code, Attempts(), Caps())
-    if code in ErrorCode.__members__.values() and ERRORS[ErrorCode(code)].payload:
+    if code is not None and code != 4711 and ERRORS[ErrorCode(code)].payload:
         expected = UnitState.READY if ERRORS[ErrorCode(code)].retry else UnitState.FAILED
         assert result.state == expected
     else:

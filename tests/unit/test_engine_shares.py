@@ -54,7 +54,7 @@ def test_members_are_weighed_only_against_their_siblings() -> None:
 
 def test_use_of_a_group_counts_all_that_is_below_it() -> None:
     order = service_order(NESTED, {"prod": 1.0, "mc": 2.0, "data": 3.0})
-    assert order["prod"] == (pytest.approx(6.0 * 100 / 80),)
+    assert list(order["prod"]) == [pytest.approx(6.0 * 100 / 80)]
 
 
 def test_the_key_of_a_share_begins_with_its_parents() -> None:
@@ -78,7 +78,7 @@ def test_a_share_whose_parent_is_not_there_is_left_out() -> None:
 @st.composite
 def trees(draw: st.DrawFn) -> tuple[list[ShareSpec], dict[str, float]]:
     count = draw(st.integers(1, 12))
-    shares = []
+    shares: list[ShareSpec] = []
     for number in range(count):
         parent = draw(st.none() | st.sampled_from([share.name for share in shares])) if shares else None
         shares.append(ShareSpec(f"s{number}", parent, float(draw(st.integers(1, 9)))))
