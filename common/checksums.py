@@ -56,7 +56,7 @@ class Checksum:
         algorithm = known_algorithm(self.algorithm)
         digits = DIGITS[algorithm]
         value = self.value.strip().lower()
-        if algorithm == "adler32":
+        if algorithm == "adler32" and value:
             value = value.zfill(digits)  # some catalogues drop leading zeros
         if not re.fullmatch(f"[0-9a-f]{{{digits}}}", value):
             raise PilotageError(

@@ -306,7 +306,7 @@ def sources(target: S) -> frozenset[S]:
 
 def allowed(source: S, target: S) -> bool:
     """Whether the table has this move."""
-    return target in targets(source)
+    return type(source) is type(target) and target in targets(source)
 
 
 def require(source: S, target: S) -> None:

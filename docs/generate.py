@@ -74,8 +74,8 @@ def errors_page() -> list[str]:
 
 
 def protocol_page() -> list[str]:
-    """The calls, then every message with its fields, in the order and the sections of ``common/wire.py``."""
-    aliases = [(f"`{name}`", _plain(info), _notes(wire).get(name, "")) for name, info in _known().items()]
+    """The calls, then every message with its fields, module by module of ``common/wire``."""
+    aliases = [(f"`{name}`", _plain(info), _notes(wire.base).get(name, "")) for name, info in _known().items()]
     parts = ["# Protocol", NOTE, *_paragraphs(wire.__doc__), "## Calls", _line(CALLS_INTRO), _calls()]
     parts += ["## Kinds of value", _table("name | values | meaning", aliases)]
     for title, kind in _classes():
@@ -104,13 +104,11 @@ def _calls() -> str:
 
 
 def _classes() -> Iterator[tuple[str, type]]:
-    """Each class of the wire module, with the title of the section that begins with it, if one does."""
-    title = ""
-    for line in inspect.getsource(wire).splitlines():
-        if section := re.match(r"# -{10,} (.)(.+)", line):
-            title = section[1].upper() + section[2]
-        elif name := re.match(r"class (\w+)", line):
-            yield title, getattr(wire, name[1])
+    """Each class of the wire package, with the title of the module that begins with it, if one does."""
+    for module in (wire.workflows, wire.world, wire.pilots, wire.harvesters, wire.answers):
+        title = _line(module.__doc__ or "").rstrip(".")
+        for name in re.findall(r"^class (\w+)", inspect.getsource(module), re.MULTILINE):
+            yield title, getattr(module, name)
             title = ""
 
 

@@ -30,7 +30,7 @@ class HttpServerApi:
     """The server over HTTP."""
 
     def __init__(self, config: HarvesterConfig) -> None:
-        token_file = Path(config.token_file).expanduser()
+        token_file = Path(config.token_file).expanduser().absolute()
         self._name = config.name
         self._http = HttpClient(
             config.server_url,

@@ -71,9 +71,6 @@ class HarvesterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
 
 def check(config: HarvesterConfig) -> HarvesterConfig:
     """What types can't say. Raises ConfigError, which names the key and the remedy."""
-    for path in (config.state_dir, config.token_file):
-        if not Path(path).expanduser().is_absolute():
-            raise ConfigError(f"[{SECTION}] {path!r} must be an absolute path")
     if not config.queues:
         raise ConfigError(f"[{SECTION}] queues: there is none; add a table [{SECTION}.queues.NAME]")
     for name, queue in config.queues.items():

@@ -60,7 +60,7 @@ class Parts:
 
 def state_dir_of(config: HarvesterConfig) -> Path:
     """The state_dir, made with mode 0700. Raises ConfigError when it can't be used."""
-    state_dir = Path(config.state_dir).expanduser()
+    state_dir = Path(config.state_dir).expanduser().absolute()
     try:
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:

@@ -28,7 +28,7 @@ from common.wire import (
     PilotEnd,
     PilotGrant,
     PilotRegistration,
-    QueueSpec,
+    Queue,
 )
 from pilot.asking import Asker
 from pilot.calls import ask
@@ -49,6 +49,8 @@ REPORT_WITHIN_S = 11.0
 """After SIGTERM: so long a job may take for its log and its outputs before it is reported as it is."""
 LEAVE_WITHIN_S = 15.0
 """After SIGTERM: the pilot says farewell, whatever is still under way."""
+LAST_ANSWER_S = 2.0
+"""After SIGTERM: so long an answer to a question for jobs is waited for; it may still bring one to hand back."""
 FAREWELL_S = 4.0
 """How long the farewell may take."""
 
@@ -82,7 +84,7 @@ class Session:
 
 
 MakeWork = Callable[[Session, Assignment, Part, Callable[[Event], None]], JobWork]
-Probe = Callable[[QueueSpec], Offer]
+Probe = Callable[[Queue], Offer]
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ class Agent:
             self._offer,
             self._remember_request,
             self._on_reply,
-            self._on_rejected,
+            self._heart.soon,
             around.rng,
             self._identity.request_id,
         )
@@ -199,7 +201,7 @@ class Agent:
             self._loop.after("lifetime", left_s, self._leave_if_done)
         self._control.submit(partial(self._probe, grant.queue))
 
-    def _probe(self, queue: QueueSpec) -> None:
+    def _probe(self, queue: Queue) -> None:
         """On the control lane: looking at the slot takes a moment."""
         try:
             offer = self._around.probe(queue)
@@ -370,7 +372,12 @@ class Agent:
         self._begin_leaving(f"ended by {signal_name}", ExitCode.STOPPED, ErrorCode.SIGTERM)
         self._loop.after("report", REPORT_WITHIN_S, partial(self._jobs.handle_all, TimeIsUp()))
         self._loop.after("leave", LEAVE_WITHIN_S, self._say_farewell)
+        self._loop.after("answer", LAST_ANSWER_S, self._leave_unanswered)
         self._jobs.handle_all(SlotTaken(signal_name))
+        self._leave_if_done()
+
+    def _leave_unanswered(self) -> None:
+        self._asker.give_up()
         self._leave_if_done()
 
     def _begin_leaving(self, reason: str, code: ExitCode, error: Optional[ErrorCode] = None) -> None:
@@ -396,7 +403,7 @@ class Agent:
         reason, self._exit, error = self._leaving
         self._heart.stop()
         logger.info("farewell: %s", reason)
-        if self._session is None or self._exit is ExitCode.REJECTED or self._jobs.all:
+        if self._session is None or self._exit is ExitCode.REJECTED or self._jobs.all or self._undelivered:
             # With a report still to be delivered the server must not hear that this pilot is over.
             self._loop.end()
             return
@@ -406,7 +413,7 @@ class Agent:
         self._loop.after("farewell", FAREWELL_S, self._loop.end)
 
     def _gone(self, answer: Optional[ServerError]) -> None:
-        if answer is None and not self._undelivered and not self._asker.open:
+        if answer is None and not self._asker.open:
             self._around.work_dir.forget()
         self._around.work_dir.spool.remove_idle_tokens()
         self._loop.end()

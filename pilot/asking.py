@@ -27,6 +27,7 @@ class Asker:
 
     ``offer`` answers what to offer and how long the server may let the question wait, or None when there is nothing to
     offer. ``remember`` keeps the id of an open question for the case that this pilot dies and is started again.
+    ``on_not_accepted``: the token may just have expired in an outage; only a heartbeat can tell, and renew it.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class Asker:
         offer: Callable[[], Optional[tuple[Offer, float]]],
         remember: Callable[[Optional[str]], None],
         on_reply: Callable[[AcquireReply], None],
-        on_rejected: Callable[[str], None],
+        on_not_accepted: Callable[[], None],
         rng: random.Random,
         request_id: Optional[str],
     ) -> None:
@@ -45,7 +46,7 @@ class Asker:
         self._offer = offer
         self._remember = remember
         self._on_reply = on_reply
-        self._on_rejected = on_rejected
+        self._on_not_accepted = on_not_accepted
         self._rng = rng
         self._request_id = request_id
         self._lane = Lane("acquire")
@@ -73,6 +74,10 @@ class Asker:
         """Ask no more; an answer that is on its way is still handed on."""
         self._loop.cancel(_KEY)
 
+    def give_up(self) -> None:
+        """Do not wait for the answer that is on its way any more."""
+        self.busy = False
+
     def _ask(self) -> None:
         offered = None if self.busy else self._offer()
         if offered is None:
@@ -99,8 +104,7 @@ class Asker:
     def _failed(self, error: ServerError) -> None:
         self.busy = False
         if isinstance(error, NotAccepted):
-            self._on_rejected(str(error))
-            return
+            self._on_not_accepted()
         if isinstance(error, CallRefused):
             self._request_id = None
         self._failures += 1

@@ -22,6 +22,7 @@ from pilot.agent import Agent, ExitCode
 from pilot.client import HttpServer, ServerError
 from pilot.config import PilotConfig, required
 from pilot.deliver import Delivery, courier
+from pilot.remove import remove
 from pilot.tails import TailHandler
 from pilot.workdir import WorkDir
 from pilot.workshop import Workshop, load_tools
@@ -107,6 +108,9 @@ def deliver_reports(context: click.Context, /, **options: Optional[str]) -> None
         click.echo(f"job {job_id}: {outcome.value}")
     if Delivery.WAITING in outcomes.values():
         raise click.exceptions.Exit(ExitCode.UNREACHABLE)
+
+
+pilot.add_command(remove)
 
 
 def report_failed_start(server: HttpServer, worker: str, node: int, error: PilotageError) -> None:

@@ -38,8 +38,6 @@ class PilotConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Leave after so many seconds without a job; without it, what the server says."""
     watch_s: float = 5.0
     """Look at each payload's memory, disk and log this often."""
-    kill_grace_s: float = 5.0
-    """Between SIGTERM and SIGKILL to a payload that has to go; the server's kill and the slot's end use it."""
     memory_grace_s: float = 30.0
     """A payload may use more memory than its job asked for, but not for longer than this."""
     memory_factor: float = 1.0

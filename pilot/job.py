@@ -178,6 +178,12 @@ def _forget_payload(job: Job, _event: Event) -> Step:
     return _kill(replace(job, forget=True), KILL_GRACE_S)
 
 
+def _breach(job: Job, event: Breach) -> Step:
+    """A limit was passed: what was measured then is what the report has to show."""
+    metrics = job.metrics if event.metrics is None else _merge_metrics(job.metrics, event.metrics)
+    return _stop_payload(replace(job, metrics=metrics), event)
+
+
 def _kill(job: Job, grace_s: float) -> Step:
     if job.killing:
         return job, ()
@@ -289,6 +295,14 @@ def _record_again(job: Job, _event: Again) -> Step:
     return (replace(job, files=files), (Record(files),)) if files else _confirm(job)
 
 
+def _record_refused(job: Job, event: Refused) -> Step:
+    """The outputs cannot be recorded: the log may still be. A log that cannot be recorded fails no job."""
+    if all(file.is_log for file in job.files):
+        return _confirm(replace(job, files=()))
+    job = _merged(job, event.failure)
+    return _record_again(replace(job, attempt=0), Again())
+
+
 def _without_uploads(job: Job, event: Event) -> Step:
     """Recording or collecting cannot go on: report what there is."""
     return _confirm(_merged(job, _stop_reason(event)))
@@ -393,7 +407,8 @@ _TABLE: Mapping[tuple[Phase, type], _Handler] = {
     (_P.RUNNING, ServerUnreachable): _claim_unreachable,
     (_P.RUNNING, Again): _claim_again,
     (_P.RUNNING, Refused): _claim_refused,
-    **{(_P.RUNNING, kind): _stop_payload for kind in (Breach, KillRequested, SlotTaken)},
+    (_P.RUNNING, Breach): _breach,
+    **{(_P.RUNNING, kind): _stop_payload for kind in (KillRequested, SlotTaken)},
     (_P.RUNNING, Crashed): _payload_crashed,
     **{(_P.RUNNING, kind): _forget_payload for kind in (Forget, Gone)},
     **{(phase, UnitClaimed): _late_unit for phase in (_P.COLLECTING, _P.RECORDING, _P.UPLOADING)},
@@ -404,7 +419,8 @@ _TABLE: Mapping[tuple[Phase, type], _Handler] = {
     (_P.RECORDING, Recorded): _recorded,
     (_P.RECORDING, ServerUnreachable): _later,
     (_P.RECORDING, Again): _record_again,
-    **{(_P.RECORDING, kind): _without_uploads for kind in (Refused, Crashed)},
+    (_P.RECORDING, Refused): _record_refused,
+    (_P.RECORDING, Crashed): _without_uploads,
     (_P.UPLOADING, Uploaded): _uploaded,
     (_P.UPLOADING, Crashed): _without_uploads,
     **{(_P.UPLOADING, kind): _forget_later for kind in (Forget, Gone)},

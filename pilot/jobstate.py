@@ -191,9 +191,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class Breach:
-    """The payload went over a limit."""
+    """The payload went over a limit; ``metrics`` are what was measured."""
 
     failure: Failure
+    metrics: Optional[Metrics] = None
 
 
 @dataclass(frozen=True)

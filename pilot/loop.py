@@ -106,11 +106,20 @@ class Loop:
     def run(self) -> None:
         """Run until :meth:`end`. Whatever a call raises ends it too, and is raised here."""
         while not self._ended:
-            try:
-                call = self._posted.get(timeout=self._next_in())
-            except queue.Empty:
-                call = self._due()
-            call()
+            wait_s = self._next_in()
+            if wait_s == 0.0:  # before what was posted: there may be more of that, always
+                self._due()()
+                wait_s = None if self._ended else self._next_in()
+            if not self._ended:
+                self._one_posted(wait_s)
+
+    def _one_posted(self, wait_s: Optional[float]) -> None:
+        """Run the next posted call, if there is one within ``wait_s`` seconds."""
+        try:
+            call = self._posted.get(timeout=wait_s)
+        except queue.Empty:
+            return
+        call()
 
     def _next_in(self) -> Optional[float]:
         while self._timers and self._stale(self._timers[0]):
@@ -118,16 +127,10 @@ class Loop:
         return max(0.0, self._timers[0][0] - self._clock.monotonic()) if self._timers else None
 
     def _due(self) -> Call:
-        """The call of the first timer; nothing if it was not time after all."""
-        if self._timers and self._timers[0][0] <= self._clock.monotonic() and not self._stale(self._timers[0]):
-            _when, _number, key = heapq.heappop(self._timers)
-            return self._pending.pop(key)[1]
-        return _nothing
+        """The call of the first timer, whose time has come."""
+        _when, _number, key = heapq.heappop(self._timers)
+        return self._pending.pop(key)[1]
 
     def _stale(self, timer: tuple[float, int, Hashable]) -> bool:
         _when, number, key = timer
         return self._pending.get(key, (None, None))[0] != number
-
-
-def _nothing() -> None:
-    """The timer was not due yet: look again."""

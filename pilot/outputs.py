@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from common.errors import ErrorCode
-from common.wire import OutputPattern
+from common.wire import OutputRule
 from pilot.payload.processed import DID_LISTS, PFN_LISTS
 from pilot.payload.safefile import UnsafeFileError, open_regular, read_regular
 
@@ -31,7 +31,7 @@ class CollectedFile:
     name: str
     path: Path
     size: int
-    pattern: OutputPattern
+    pattern: OutputRule
     attributes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -65,9 +65,7 @@ class CollectedOutputs:
         return None
 
 
-def collect_outputs(
-    work_dir: Path, patterns: Sequence[OutputPattern], inputs: Collection[str] = ()
-) -> CollectedOutputs:
+def collect_outputs(work_dir: Path, patterns: Sequence[OutputRule], inputs: Collection[str] = ()) -> CollectedOutputs:
     """Matches the names in the payload's folder with the patterns (shell globs without ``/``, case-sensitive).
 
     ``inputs``: names of input files in the folder, which are no outputs. A name counts for the first pattern that it
@@ -91,10 +89,8 @@ def collect_outputs(
     return collected
 
 
-def _match(
-    names: Sequence[str], patterns: Sequence[OutputPattern], excluded: Collection[str]
-) -> dict[str, OutputPattern]:
-    matched: dict[str, OutputPattern] = {}
+def _match(names: Sequence[str], patterns: Sequence[OutputRule], excluded: Collection[str]) -> dict[str, OutputRule]:
+    matched: dict[str, OutputRule] = {}
     for name in names:
         if name in excluded:
             continue
@@ -110,7 +106,7 @@ def _is_metadata(name: str, matched: Collection[str]) -> bool:
     return name.endswith(METADATA_SUFFIX) and name[: -len(METADATA_SUFFIX)] in matched
 
 
-def _collect(collected: CollectedOutputs, work_dir: Path, dir_fd: int, name: str, pattern: OutputPattern) -> None:
+def _collect(collected: CollectedOutputs, work_dir: Path, dir_fd: int, name: str, pattern: OutputRule) -> None:
     """Adds one matching name to the files or to the refused."""
     problem = _name_problem(name)
     if problem is not None:

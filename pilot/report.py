@@ -33,15 +33,17 @@ def unit_outcome(job: Job, unit_id: int) -> UnitOutcome:
     """What became of a unit.
 
     Without a failure: what the jobscript says it processed, or everything when it neither used get-file nor left a list
-    of what it processed. With one that is the payload's fault: what the payload was given has failed. Else it was not
-    the unit's day: it goes back.
+    of what it processed. With one that is the payload's fault: what the payload was given has failed, also when it could
+    not even be started if that will never be otherwise (no such image, no such interpreter). Else it was not the unit's
+    day: it goes back.
     """
     decided = job.outcomes.get(unit_id)
     if decided is not None:
         return decided
     if job.failure is None:
         return UnitOutcome.PROCESSED if _processed(job, unit_id) else UnitOutcome.RETURNED
-    blamed = job.started and ERRORS[job.failure.code].payload and (not job.handed or unit_id in job.handed)
+    error = ERRORS[job.failure.code]
+    blamed = error.payload and (job.started or not error.retry) and (not job.handed or unit_id in job.handed)
     return UnitOutcome.FAILED if blamed else UnitOutcome.RETURNED
 
 

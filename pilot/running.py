@@ -102,7 +102,7 @@ class Running:
         if all(breach.code is not ErrorCode.MEMORY_EXCEEDED for breach in breaches):
             self._memory_since = None
         if counting:
-            return jobstate.Breach(Failure(counting[0].code, counting[0].words))
+            return jobstate.Breach(Failure(counting[0].code, counting[0].words), _metrics(measured))
         return Measured(_metrics(measured))
 
     def _counts(self, breach: Breach) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Optional
 
 from common.clock import Clock
-from common.wire import Assignment, Gpu, Offer, QueueSpec
+from common.wire import Assignment, Gpu, Offer, Queue
 
 MB = 1024 * 1024
 
@@ -40,7 +40,7 @@ def part_of(assignment: Assignment, gpus: list[Gpu]) -> Part:
     return Part(requirements.cores, requirements.memory_mb, requirements.disk_mb + input_mb, tuple(suitable[:count]))
 
 
-def clipped(offer: Offer, queue: QueueSpec) -> Offer:
+def clipped(offer: Offer, queue: Queue) -> Offer:
     """``offer`` within the limits of the queue (zero: no limit there)."""
     return Offer(
         cores=_least(offer.cores, queue.cores),

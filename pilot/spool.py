@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from common.errors import ErrorCode, PilotageError
-from common.tokens import SecretFileError, read_secret_file, write_secret_file
+from common.tokens import read_secret_file, write_secret_file
 from common.wire import FinishRequest, UploadedOutput
 
 logger = logging.getLogger(__name__)
@@ -114,6 +114,3 @@ def replace_file(path: Path, content: bytes) -> None:
 
 def _failed(folder: Path, error: OSError) -> PilotageError:
     return PilotageError(ErrorCode.FILE_HANDLING_FAILED, f"{folder}: {error.strerror or error}")
-
-
-__all__ = ["SecretFileError", "Spool", "SpooledReport", "replace_file"]

@@ -10,7 +10,7 @@ from typing import Callable
 
 from common.clock import SystemClock
 from common.errors import ErrorCode, PilotageError
-from common.wire import Assignment, Offer, QueueSpec
+from common.wire import Assignment, Offer, Queue
 from pilot.agent import Agent, Session, Surroundings
 from pilot.client import Server
 from pilot.config import PilotConfig
@@ -60,7 +60,7 @@ class Workshop:
         )
         return Agent(self._config, self._server_url, worker, around)
 
-    def probe(self, queue: QueueSpec) -> Offer:
+    def probe(self, queue: Queue) -> Offer:
         """Look at the slot, and get ready for its jobs. Raises PilotageError when none could run."""
         self._tools = load_tools(queue.copytools)
         if not self._config.keep:

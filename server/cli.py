@@ -115,7 +115,7 @@ def serve(config: ServerConfig, *, with_agents: bool) -> None:
         workers=config.web_processes,
         blocking_threads=config.web_threads,
         backpressure=1024,
-        log_level=LogLevels.warning,
+        log_level=LogLevels.error,
         ssl_cert=Path(config.tls_cert) if config.tls_cert else None,
         ssl_key=Path(config.tls_key) if config.tls_key else None,
         respawn_failed_workers=True,

@@ -16,7 +16,7 @@ from common.cli.strict import InputError, convert
 from common.cli.textfile import read_table
 from common.problem import FieldError
 from common.states import ResourceState
-from common.wire import QueueSpec, ShareSpec, SiteSpec, StorageSpec, Strict
+from common.wire import QueueSpec, ShareSpec, SiteSpec, StorageSpec
 
 F = TypeVar("F", bound=Callable[..., Any])
 STATUS = click.Choice([one.value for one in ResourceState])
@@ -96,7 +96,7 @@ def _existing(api: Api, kind: ResourceKind, name: str) -> dict[str, Any]:
     return found
 
 
-def _print(client: Client, spec: Strict) -> None:
+def _print(client: Client, spec: msgspec.Struct) -> None:
     if client.as_json:
         render.print_json(spec)
     else:

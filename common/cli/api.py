@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Optional, Protocol, TypeVar, Union
 
+import msgspec
+
 from common.http import quoted
 from common.wire import (
     EventPage,
     EventView,
     JobPage,
     JobView,
-    Message,
     OutputPage,
     OutputView,
     QueueList,
@@ -22,12 +23,12 @@ from common.wire import (
     SiteSpec,
     StorageList,
     StorageSpec,
-    Strict,
     TaskCommand,
     TaskPage,
     TaskView,
     UnitPage,
     UnitView,
+    WhyList,
     WhyReply,
     WorkflowPage,
     WorkflowRequest,
@@ -37,6 +38,7 @@ from common.wire import (
 T = TypeVar("T")
 Page = Union[WorkflowPage, TaskPage, UnitPage, JobPage, OutputPage, EventPage]
 P = TypeVar("P", WorkflowPage, TaskPage, UnitPage, JobPage, OutputPage, EventPage)
+Spec = Union[SiteSpec, QueueSpec, StorageSpec, ShareSpec]
 Param = Union[str, int, float, bool, None]
 PAGE = 500
 
@@ -115,15 +117,15 @@ class Api:
         """The same from the side of one task: an answer for each queue."""
         return self._client.call("GET", f"/v1/tasks/{task_id}/why", None, WhyList).items
 
-    def resource(self, kind: ResourceKind, name: str) -> Optional[Strict]:
+    def resource(self, kind: ResourceKind, name: str) -> Optional[msgspec.Struct]:
         """The description of one site, queue, storage or share; None when there is none of this name."""
         return next((one for one in self.resources(kind) if getattr(one, "name", None) == name), None)
 
-    def resources(self, kind: ResourceKind) -> list[Strict]:
+    def resources(self, kind: ResourceKind) -> list[msgspec.Struct]:
         """All descriptions of a kind."""
         return list(self._client.call("GET", kind.path, None, kind.listing).items)
 
-    def put_resource(self, kind: ResourceKind, name: str, spec: Strict) -> Strict:
+    def put_resource(self, kind: ResourceKind, name: str, spec: msgspec.Struct) -> msgspec.Struct:
         """Make or replace a description."""
         return self._client.call("PUT", f"{kind.path}/{quoted(name)}", spec, kind.spec)
 
@@ -144,19 +146,13 @@ class Api:
                 return
 
 
-class WhyList(Message):
-    """Answer of ``GET /v1/tasks/{id}/why``."""
-
-    items: list[WhyReply] = []
-
-
 class ResourceKind:
     """A kind of thing that admins describe: its word, its message types and its path."""
 
     def __init__(
         self,
         word: str,
-        spec: type[Strict],
+        spec: type[msgspec.Struct],
         listing: Union[type[SiteList], type[QueueList], type[StorageList], type[ShareList]],
     ) -> None:
         self.word = word

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import re
 import shutil
@@ -29,13 +30,19 @@ from common.cli.demo_processes import DemoError, Processes
 from common.cli.demo_result import fetch_result, print_result, what_went_wrong
 from common.cli.demo_world import DemoFolder, pilotage
 from common.http import HttpClient, HttpError
-from common.states import TaskState
+from common.states import ResourceState, TaskState
 from common.tokens import read_secret_file, write_secret_file
 from common.wire import WorkflowView
+
+log = logging.getLogger(__name__)
 
 SERVER_PYTHON = (3, 11)
 MODULES = ("falcon", "granian", "sqlalchemy", "numpy", "uproot", "matplotlib")
 LISTENING = re.compile(rb"listening on (http://\S+)")
+MAX_UNITS, MAX_EVENTS = 500, 100_000
+"""What fits the disk of one job that merges all units, and the memory of one that simulates a file."""
+MIN_EVENTS = 5000
+"""With fewer in all, the fit has too little to fit."""
 STALL_S = 120.0
 """Without any unit moving for so long, something is wrong."""
 
@@ -47,8 +54,10 @@ STALL_S = 120.0
 @click.option(
     "--pilots", type=click.IntRange(min=1), help="At most so many pilots of one core. [default: one a core, at least 2]"
 )
-@click.option("--units", type=click.IntRange(1, 99_999), default=40, show_default=True, help="Files to simulate.")
-@click.option("--events", type=click.IntRange(min=1), default=5000, show_default=True, help="Collisions in each file.")
+@click.option("--units", type=click.IntRange(1, MAX_UNITS), default=40, show_default=True, help="Files to simulate.")
+@click.option(
+    "--events", type=click.IntRange(1, MAX_EVENTS), default=5000, show_default=True, help="Collisions in each file."
+)
 @click.option(
     "--container",
     type=click.Choice(["auto", "always", "never"]),
@@ -66,6 +75,10 @@ def demo(
     started. Needs no root, no network and no container. Its folder stays.
     """
     _check_installation()
+    if units * events < MIN_EVENTS:
+        raise click.UsageError(
+            f"--units, --events: {units * events} collisions are too few; simulate {MIN_EVENTS:,} in all"
+        )
     image = _chosen_image(container, image)
     out = render.console()
     started = time.monotonic()
@@ -79,15 +92,28 @@ def demo(
             api = Api(http)
             world.describe_world(api, place)
             _step(out, "world", f"site {world.SITE_NAME}, storage {world.STORAGE_NAME}, queue {world.QUEUE_NAME}")
-            _start_harvester(processes, place, url, count)
-            _step(out, "harvester", f"at most {count} pilots of one core")
-            view = api.submit(world.workflow(units, events, image))
-            _step(out, "workflow", f"{view.id}: " + " → ".join(task.stage for task in view.tasks))
-            submitted = time.monotonic()
-            final = _run(api, view, processes, out)
-            took = time.monotonic() - submitted
+            with _drained_at_the_end(api):
+                _start_harvester(processes, place, url, count)
+                _step(out, "harvester", f"at most {count} pilots of one core")
+                view = api.submit(world.workflow(units, events, image))
+                _step(out, "workflow", f"{view.id}: " + " → ".join(task.stage for task in view.tasks))
+                submitted = time.monotonic()
+                final = _run(api, view, processes, out)
+                took = time.monotonic() - submitted
             result = fetch_result(api, final, place)
     print_result(out, result, place, units * events, took, time.monotonic() - started)
+
+
+@contextmanager
+def _drained_at_the_end(api: Api) -> Iterator[None]:
+    """Drain the queue however it ends: pilots that wait for work are told to leave, and need not be stopped."""
+    try:
+        yield
+    finally:
+        try:
+            world.describe_queue(api, ResourceState.DRAINING)
+        except HttpError as error:
+            log.warning("the queue cannot be drained: %s", error.detail)
 
 
 def _run(api: Api, view: WorkflowView, processes: Processes, out: Console) -> WorkflowView:

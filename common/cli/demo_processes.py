@@ -22,8 +22,11 @@ import psutil
 log = logging.getLogger(__name__)
 
 PR_SET_CHILD_SUBREAPER = 36
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STOP_S = 25.0
 """How long a process may take to end after SIGTERM: a pilot has 20 s to upload its log and to report."""
+LAST_WORDS_S = 1.0
+"""How long to wait for the end of the log of a program that has died."""
 TAIL_LINES = 15
 
 
@@ -73,13 +76,16 @@ class Processes:
     def __exit__(
         self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
     ) -> None:
+        if kind is not None:
+            click.echo("stopping everything …", err=True)
         # A second Ctrl-C must not leave half of them behind.
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        before = {number: signal.signal(number, signal.SIG_IGN) for number in INTERRUPTS}
         try:
             self.stop()
         finally:
             _adopt_orphans(False)
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def run(self, argv: Sequence[str], log_file: Path) -> bytes:
         """Run a short command to its end; what it printed.
@@ -120,8 +126,9 @@ class Processes:
         component = Component(name, process, log_file, ready)
         self._components.append(component)
         # Two threads, because a program's own children may hold its output open when it is dead.
-        for work in (component.copy_log, lambda: self._await_end(component)):
-            threading.Thread(target=work, name=f"demo {name}", daemon=True).start()
+        copier = threading.Thread(target=component.copy_log, name=f"log of {name}", daemon=True)
+        copier.start()
+        threading.Thread(target=self._await_end, args=(component, copier), name=f"end of {name}", daemon=True).start()
         if ready is None:
             return ""
         component.decided.wait()
@@ -189,8 +196,10 @@ class Processes:
         """Our children, but none that we had before the demo began."""
         return [child for child in psutil.Process().children() if child not in self._others]
 
-    def _await_end(self, component: Component) -> None:
+    def _await_end(self, component: Component, copier: threading.Thread) -> None:
         component.process.wait()
+        # Its last words are the ones that tell why; but a child of it may never close the log.
+        copier.join(LAST_WORDS_S)
         component.decided.set()
         if not self._stopping:
             self._died.set()

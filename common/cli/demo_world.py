@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Optional, Union
 
 from common.cli.api import QUEUE, SITE, STORAGE, Api
+from common.states import ResourceState
 from common.wire import (
     CounterInput,
     Endpoint,
@@ -121,9 +122,15 @@ def describe_world(api: Api, folder: DemoFolder) -> None:
     endpoint = Endpoint(url=folder.storage.as_uri())
     api.put_resource(SITE, SITE_NAME, SiteSpec(name=SITE_NAME, description="this machine"))
     api.put_resource(STORAGE, STORAGE_NAME, StorageSpec(name=STORAGE_NAME, site=SITE_NAME, endpoints=[endpoint]))
+    describe_queue(api, ResourceState.ONLINE)
+
+
+def describe_queue(api: Api, status: ResourceState) -> None:
+    """Tell the server of the queue, and whether it is in use."""
     queue = QueueSpec(
         name=QUEUE_NAME,
         site=SITE_NAME,
+        status=status,
         cores=1,
         memory_mb=SLOT_MEMORY_MB,
         disk_mb=SLOT_DISK_MB,
@@ -140,10 +147,10 @@ def workflow(units: int, events: int, image: Optional[str]) -> WorkflowRequest:
         CounterInput(count=units, events=events),
         ["events-*.root"],
         image,
-        files_per_job=2,
+        files_per_job=4,
         environment={"DEMO_EVENTS": str(events)},
     )
-    analyse = _stage(ANALYSE, StageInput(SIMULATE, "*.root"), ["mass-*.root"], image, files_per_job=4)
+    analyse = _stage(ANALYSE, StageInput(SIMULATE, "*.root"), ["mass-*.root"], image, files_per_job=8)
     # All at once: with fewer files than this it waits until its parent has ended.
     merge = MergeRule(min_files=units, max_files=units)
     fit = _stage(FIT, StageInput(ANALYSE, "*.root"), [PLOT, NUMBERS, HISTOGRAM], image, merge=merge)

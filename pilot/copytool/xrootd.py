@@ -29,7 +29,16 @@ from pilot.copytool.base import (
     raise_if_cancelled,
     verify,
 )
-from pilot.copytool.xrootd_client import Call, Handler, Place, bindings, descriptor_path, run_copy, whole_seconds
+from pilot.copytool.xrootd_client import (
+    Call,
+    Handler,
+    Place,
+    bindings,
+    checksum_turn,
+    descriptor_path,
+    run_copy,
+    whole_seconds,
+)
 from pilot.copytool.xrootd_errors import CHECKSUM_REFUSALS, ERROR_RESPONSE, is_missing, status_error
 
 log = logging.getLogger(__name__)
@@ -197,14 +206,15 @@ class XrootdCopytool(Copytool):
         query = place.with_query(f"cks.type={algorithm}")
         code = bindings().flags.QueryCode.CHECKSUM
         # the server may have to read the whole file first: the transfer's own deadline holds
-        status, answer = self._ask(
-            place,
-            lambda files, timeout: files.query(code, query, timeout=timeout),
-            direction,
-            cancel,
-            deadline,
-            longest=math.inf,
-        )
+        with checksum_turn(place, direction, cancel, deadline):
+            status, answer = self._ask(
+                place,
+                lambda files, timeout: files.query(code, query, timeout=timeout),
+                direction,
+                cancel,
+                deadline,
+                longest=math.inf,
+            )
         if not status.ok:
             error = status_error(status, direction, place.shown, place.query)
             refused = status.code == ERROR_RESPONSE and status.errno in CHECKSUM_REFUSALS

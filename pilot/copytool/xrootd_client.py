@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import logging
@@ -9,7 +10,7 @@ import math
 import posixpath
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Generic, NamedTuple, Optional, TypeVar
 
 from common.errors import ErrorCode, PilotageError
@@ -34,6 +35,10 @@ CLIENT_SETTINGS: dict[str, int] = {
 CLOSE_GRACE_S = 1.0
 #: How often the cancel event is looked at while the library works, in seconds: one cannot wait on two events at once.
 CANCEL_SLICE_S = 0.1
+
+#: Checksums that this process asks one server for at a time. A server with more of them to compute than its limit
+#: (``xrootd.chksum max``, 2 to 4 as a rule) doesn't queue them but sends the client away for 30 seconds.
+CHECKSUMS_AT_A_TIME = 2
 
 
 class Bindings(NamedTuple):
@@ -163,6 +168,25 @@ class Handler:
     def should_cancel(self, job: int) -> bool:
         """Say whether to stop."""
         return self.stopped.is_set() or self._cancel.is_set()
+
+
+@functools.lru_cache(maxsize=1024)
+def _checksum_places(endpoint: str) -> threading.Semaphore:
+    return threading.Semaphore(CHECKSUMS_AT_A_TIME)
+
+
+@contextlib.contextmanager
+def checksum_turn(place: Place, direction: Direction, cancel: threading.Event, deadline: float) -> Iterator[None]:
+    """Wait for one's turn to ask a server for a checksum; the direction's error on ``cancel`` or past the deadline."""
+    free = _checksum_places(place.endpoint)
+    while not free.acquire(timeout=CANCEL_SLICE_S):
+        raise_if_cancelled(cancel, direction)
+        if time.monotonic() >= deadline:
+            raise PilotageError(direction.timeout, f"{place.shown}: other checksums at the server took too long")
+    try:
+        yield
+    finally:
+        free.release()
 
 
 def run_copy(

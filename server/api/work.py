@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
-
 from common.states import JobState, TaskState, UnitState
 from common.wire import (
     EventPage,
@@ -18,7 +16,7 @@ from common.wire import (
     TaskPage,
     TaskView,
     UnitPage,
-    WhyReply,
+    WhyList,
     WorkflowPage,
     WorkflowRequest,
     WorkflowView,
@@ -30,12 +28,6 @@ from server.dispatch.errors import NotFound
 from server.store import events, jobs, outputs, units, workflows
 
 _USER = allow(Role.USER)
-
-
-class WhyList(msgspec.Struct):
-    """Why the slots of each queue get nothing of a task."""
-
-    items: list[WhyReply]
 
 
 def _next(items: Sequence[Any], limit: int) -> int | None:

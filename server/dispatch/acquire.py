@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import random
 
-from common.states import ResourceState
+from common.states import FINAL_JOB_STATES, ResourceState
 from common.wire import (
     AcquireReply,
     AcquireRequest,
-    Assignment,
     Offer,
     UnitsAcquireReply,
     UnitsAcquireRequest,
@@ -19,6 +18,8 @@ from server.dispatch.errors import Gone, NotFound
 from server.engine.matching import Candidate, Match, Slot, effective_offer, gpu_fits, match
 from server.store import claims, jobs, pilots, units
 from server.store.claims import Claimant, ClaimedJob, ClaimTerms
+from server.store.codes import PilotState
+from server.store.database import Connection
 from server.store.pilots import PilotRow
 
 MAX_REFUSALS = 20
@@ -29,29 +30,38 @@ MIN_RETRY_S = 0.5
 MAX_RETRY_S = 900.0
 
 
+class _Repeated(Exception):
+    """The same request was served in another transaction at the same moment."""
+
+
 def acquire(dispatcher: Dispatcher, pilot: PilotRow, request: AcquireRequest) -> AcquireReply:
     """Jobs for a pilot's offer, at most ``max_jobs``; or none, and why.
 
     Waits up to ``wait_s`` for work, if one of the few places for waiting is free. The same ``request_id`` gets the same
-    jobs again.
+    jobs again. A pilot that was taken for lost, or has said that it leaves, gets nothing any more.
     """
+    if pilot.state != PilotState.ACTIVE:
+        return AcquireReply(drain=True)
+    seen = dispatcher.changes()
     with dispatcher.database.write(durable=False) as connection:
         earlier = claims.replayed(connection, f"pilot:{pilot.id}", request.request_id)
         pilots.beat(connection, pilot.id, request.offer, dispatcher.now())
     if earlier:
-        return AcquireReply(jobs=_again(dispatcher, pilot, earlier))
+        return _again(dispatcher, pilot, earlier)
     reply = _try(dispatcher, pilot, request)
     if reply.jobs or reply.drain or request.wait_s <= 0:
         return reply
     if not dispatcher.polls.acquire(blocking=False):
         return reply
     try:
-        return _wait(dispatcher, pilot, request, reply)
+        return _wait(dispatcher, pilot, request, reply, seen)
     finally:
         dispatcher.polls.release()
 
 
-def _wait(dispatcher: Dispatcher, pilot: PilotRow, request: AcquireRequest, reply: AcquireReply) -> AcquireReply:
+def _wait(
+    dispatcher: Dispatcher, pilot: PilotRow, request: AcquireRequest, reply: AcquireReply, seen: int
+) -> AcquireReply:
     knobs = dispatcher.looks.get().knobs
     deadline = dispatcher.clock.monotonic() + min(request.wait_s, knobs.acquire_wait_s)
     while not (reply.jobs or reply.drain or dispatcher.stopping.is_set()):
@@ -59,7 +69,8 @@ def _wait(dispatcher: Dispatcher, pilot: PilotRow, request: AcquireRequest, repl
         if left <= 0:
             # It has waited already: the next request may come at once and wait again.
             return AcquireReply(refusals=reply.refusals, retry_after_s=min(reply.retry_after_s, MIN_RETRY_S))
-        dispatcher.wait_for_change(dispatcher.changes(), min(left, FOREIGN_CHANGE_S))
+        dispatcher.wait_for_change(seen, min(left, FOREIGN_CHANGE_S))
+        seen = dispatcher.changes()
         reply = _try(dispatcher, pilot, request)
     return reply
 
@@ -69,40 +80,61 @@ def _try(dispatcher: Dispatcher, pilot: PilotRow, request: AcquireRequest) -> Ac
     queue = look.world.queues.get(pilot.queue)
     if queue is None or queue.status in (ResourceState.DRAINING, ResourceState.OFFLINE):
         return AcquireReply(drain=True)
-    offer = effective_offer(request.offer, queue, pilot.shape)
-    found: list[Assignment] = []
-    while True:
-        slot = Slot(queue, offer)
-        matches, refusals = match(look.candidates, slot, look.world, look.share_order, dispatcher.now())
-        claimed = _claim_first(dispatcher, pilot, slot, matches, request.request_id)
-        if claimed is None:
-            break
+    slot = Slot(queue, effective_offer(request.offer, queue, pilot.shape))
+    matches, refusals = match(look.candidates, slot, look.world, look.share_order, dispatcher.now())
+    if not matches:
+        return AcquireReply(refusals=refusals[:MAX_REFUSALS], retry_after_s=retry_after(look))
+    found: list[ClaimedJob] = []
+    try:
+        with dispatcher.database.write() as connection:
+            found += _claim(dispatcher, connection, look, pilot, slot, matches, request.max_jobs)
+            ids = [job.job_id for job in found]
+            holder = f"pilot:{pilot.id}"
+            if ids and not claims.remember(connection, holder, request.request_id, ids, dispatcher.now()):
+                raise _Repeated
+    except _Repeated:
+        for job in found:
+            dispatcher.floors.reset(job.bucket_id)
+        with dispatcher.database.read() as connection:
+            earlier = claims.replayed(connection, f"pilot:{pilot.id}", request.request_id)
+        return _again(dispatcher, pilot, earlier)
+    if not found:
+        return AcquireReply(refusals=refusals[:MAX_REFUSALS], retry_after_s=retry_after(look))
+    return AcquireReply(jobs=[assignment(dispatcher, look.world, queue.site, job) for job in found])
+
+
+def _claim(
+    dispatcher: Dispatcher,
+    connection: Connection,
+    look: Look,
+    pilot: PilotRow,
+    slot: Slot,
+    matches: list[Match],
+    max_jobs: int,
+) -> list[ClaimedJob]:
+    """Jobs for one request, all in one transaction, so that its repeat finds all of them or none."""
+    found: list[ClaimedJob] = []
+    claimed = _claim_first(dispatcher, connection, pilot, slot, matches)
+    while claimed is not None:
         job, candidate = claimed
-        found.append(assignment(dispatcher, look.world, queue.site, job))
-        rest = remaining(offer, candidate)
-        if rest is None or len(found) == request.max_jobs:
+        found.append(job)
+        rest = remaining(slot.offer, candidate)
+        if rest is None or len(found) == max_jobs:
             break
-        offer = rest
-    if found:
-        return AcquireReply(jobs=found)
-    return AcquireReply(refusals=refusals[:MAX_REFUSALS], retry_after_s=retry_after(look))
+        slot = Slot(slot.queue, rest)
+        matches, _ = match(look.candidates, slot, look.world, look.share_order, dispatcher.now())
+        claimed = _claim_first(dispatcher, connection, pilot, slot, matches)
+    return found
 
 
 def _claim_first(
-    dispatcher: Dispatcher, pilot: PilotRow, slot: Slot, matches: list[Match], request_id: str
+    dispatcher: Dispatcher, connection: Connection, pilot: PilotRow, slot: Slot, matches: list[Match]
 ) -> tuple[ClaimedJob, Candidate] | None:
     claimant = Claimant(pilot.id, slot.queue.name, slot.queue.site, pilot.host)
     for found in matches:
         candidate = found.candidate
-        job = claims.claim_job(
-            dispatcher.database,
-            terms_of(candidate, slot),
-            claimant,
-            candidate.requirements.cores,
-            dispatcher.floors,
-            request_id,
-            dispatcher.now(),
-        )
+        terms, cores = terms_of(candidate, slot), candidate.requirements.cores
+        job = claims.claim_job(connection, terms, claimant, cores, dispatcher.floors, dispatcher.now())
         if job is not None:
             return job, candidate
     return None
@@ -152,17 +184,17 @@ def retry_after(look: Look) -> float:
     return min(MAX_RETRY_S, max(MIN_RETRY_S, even)) * random.uniform(0.75, 1.25)
 
 
-def _again(dispatcher: Dispatcher, pilot: PilotRow, job_ids: list[int]) -> list[Assignment]:
+def _again(dispatcher: Dispatcher, pilot: PilotRow, job_ids: list[int]) -> AcquireReply:
     look = dispatcher.looks.get()
     found = []
     for job_id in job_ids:
         with dispatcher.database.read() as connection:
             row = jobs.get(connection, job_id)
             taken = units.taken_by(connection, job_id)
-        if row is not None and taken:
+        if row is not None and row.state not in FINAL_JOB_STATES:
             job = ClaimedJob(job_id, row.task_id, row.bucket_id, taken)
             found.append(assignment(dispatcher, look.world, pilot.site, job))
-    return found
+    return AcquireReply(jobs=found)
 
 
 def acquire_units(

@@ -27,7 +27,7 @@ def assignment(dispatcher: Dispatcher, world: World, site: str, claimed: Claimed
         scope=task.scope,
         units=[assigned_unit(each, world, site) for each in claimed.units],
         requirements=spec.requirements,
-        outputs=spec.outputs,
+        outputs=[*spec.outputs],
         common_input=[_common_file(file, world, site) for file in spec.common_input],
         jobscript=spec.jobscript,
         command=spec.command,

@@ -138,7 +138,10 @@ def release(dispatcher: Dispatcher, pilot: PilotRow, job_id: int, request: Units
     with dispatcher.database.write() as connection:
         job = _hold(connection, job_id, pilot)
         mine = {row.id: row for row in units.of_job(connection, job_id)}
-        unknown = [each.unit_id for each in request.units if each.unit_id not in mine]
+        # What went back at the first time of a repeated call is told as it is now, and not touched.
+        gone = [each.unit_id for each in request.units if each.unit_id not in mine]
+        left = units.states_of(connection, job.task_id, gone)
+        unknown = [unit_id for unit_id in gone if unit_id not in left]
         if unknown:
             raise Unprocessable(f"job {job_id} does not hold units {unknown}", [("$.units", "leave them out")])
         said = {each.unit_id: each.outcome for each in request.units}
@@ -146,6 +149,7 @@ def release(dispatcher: Dispatcher, pilot: PilotRow, job_id: int, request: Units
         states = settle_units(connection, dispatcher.looks.get(), job, rows, Said(JobState.RUNNING, said), now)
         dispatcher.floors.reset(job.bucket_id)
         states |= {row.id: row.state for row in mine.values() if row.id in said and row.id not in states}
+        states |= left
     dispatcher.changed()
     return UnitsReleaseReply({str(unit_id): state for unit_id, state in states.items()})
 

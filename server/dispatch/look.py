@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from common.wire import DemandReply, Offer, QueueSpec, Refusal, WhyReply
+from common.wire import DemandReply, Offer, QueueSpec, Refusal, Shape, WhyReply
 from server.dispatch.context import Dispatcher
 from server.dispatch.errors import NotFound
-from server.engine.demand import PROBED_TAGS, demand, shape_of
+from server.engine.demand import PROBED_TAGS, demand
 from server.engine.matching import Candidate, Slot, effective_offer, match, queue_refusal
 from server.store import candidates, jobs, pilots, workflows
 
@@ -19,16 +19,21 @@ def why_queue(dispatcher: Dispatcher, name: str, offer: Offer | None) -> WhyRepl
     queue = look.world.queues.get(name)
     if queue is None:
         raise NotFound(f"there is no queue {name!r}; known: {', '.join(look.world.queues) or 'none yet'}")
-    note = "the offer that was given"
     with dispatcher.database.read() as connection:
-        if offer is None:
-            offer = pilots.last_offer(connection, name)
-            note = "the last offer of a pilot of this queue"
+        last = pilots.last_offer(connection, name)
         found = candidates.load(connection, claimable_only=False)
-    if offer is None:
-        offer = full_offer(queue)
+    if offer is not None:
+        return _why(dispatcher, queue, effective_offer(offer, queue, None), found, "the offer that was given")
+    note = "the last offer of a pilot of this queue"
+    if last is None:
         note = "no pilot has asked yet: a slot as large as the queue's limits"
-    return _why(dispatcher, queue, effective_offer(offer, queue, None), found, note)
+    return _why(dispatcher, queue, _usual_offer(queue, last), found, note)
+
+
+def _usual_offer(queue: QueueSpec, last: tuple[Offer, Shape] | None) -> Offer:
+    if last is None:
+        return full_offer(queue)
+    return effective_offer(last[0], queue, last[1])
 
 
 def why_task(dispatcher: Dispatcher, task_id: int) -> list[WhyReply]:
@@ -44,8 +49,8 @@ def why_task(dispatcher: Dispatcher, task_id: int) -> list[WhyReply]:
 def why_of(dispatcher: Dispatcher, queue: QueueSpec, found: list[Candidate]) -> WhyReply:
     """Why one queue's slots get nothing of some buckets."""
     with dispatcher.database.read() as connection:
-        offer = pilots.last_offer(connection, queue.name)
-    return _why(dispatcher, queue, effective_offer(offer or full_offer(queue), queue, None), found, "")
+        last = pilots.last_offer(connection, queue.name)
+    return _why(dispatcher, queue, _usual_offer(queue, last), found, "")
 
 
 def _why(dispatcher: Dispatcher, queue: QueueSpec, offer: Offer, found: list[Candidate], note: str) -> WhyReply:
@@ -90,11 +95,6 @@ def demand_of(dispatcher: Dispatcher, name: str) -> DemandReply:
     if queue is None:
         raise NotFound(f"there is no queue {name!r}")
     with dispatcher.database.read() as connection:
-        alive = jobs.alive_by_task(connection, name)
-        running = []
-        for task_id, count in alive.items():
-            task = workflows.get_task(connection, task_id)
-            if task is not None:
-                running.append((shape_of(task.spec.requirements, 0, queue), count))
-    shapes = demand(queue, look.candidates, look.world, running, dispatcher.now())
+        busy = jobs.busy_pilots(connection, name)
+    shapes = demand(queue, look.candidates, look.world, busy, dispatcher.now())
     return DemandReply(queue, shapes, look.idle_pilots.get(name, 0))

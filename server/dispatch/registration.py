@@ -92,12 +92,12 @@ def end(dispatcher: Dispatcher, pilot: PilotRow, request: PilotEnd) -> None:
     """A pilot leaves. Jobs that it still holds are given up."""
     now = dispatcher.now()
     with dispatcher.database.write() as connection:
-        if not pilots.end(connection, pilot.id, PilotState.ENDED, request.reason, request.log_tail, now):
-            return
-        detail: dict[str, object] = {"reason": request.reason}
-        if request.error_code is not None:
-            detail["error_code"] = request.error_code
-        events.add(connection, events.Event(now, "PILOT_ENDED", "pilot", pilot.id, detail=detail))
+        if pilots.end(connection, pilot.id, PilotState.ENDED, request.reason, request.log_tail, now):
+            detail: dict[str, object] = {"reason": request.reason}
+            if request.error_code is not None:
+                detail["error_code"] = request.error_code
+            events.add(connection, events.Event(now, "PILOT_ENDED", "pilot", pilot.id, detail=detail))
+    # Also when that was known: the server may have died between the two steps.
     lose_jobs(dispatcher, pilot.id, "the pilot left without reporting the job's end")
 
 

@@ -60,9 +60,11 @@ def settle_units(
     left = _drop_bad_replicas(connection, rows, said.bad_replicas, job, now)
     caps = look.knobs.caps(task.spec.max_attempts)
     fates: list[tuple[UnitRow, Fate]] = []
+    outcomes = {row.id: _outcome(row, said, left.get(row.id)) for row in rows}
+    progress = UnitOutcome.PROCESSED in outcomes.values()
     for row in rows:
-        outcome = _outcome(row, said, left.get(row.id))
-        to = fate(outcome, row.seq, row.attempts, caps, said.error_code)
+        outcome = outcomes[row.id]
+        to = fate(outcome, row.seq, row.attempts, caps, said.error_code, progress)
         if said.job_state == JobState.RUNNING and outcome == UnitOutcome.PROCESSED:
             to = replace(to, state=UnitState.OUTPUTTING)
         bucket_id = row.bucket_id

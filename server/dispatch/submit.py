@@ -72,6 +72,8 @@ def command(dispatcher: Dispatcher, person: str, is_admin: bool, task_id: int, r
         # A command that is obeyed already is answered as the first time.
         if target is not None:
             _obey(connection, task, target, request.command, reason, person, now)
+        elif request.command == "retry":
+            _retry_units(connection, task, now)
         row = workflows.get_task(connection, task_id)
         assert row is not None
         view = workflows.view_tasks(connection, [row])[0]
@@ -88,7 +90,7 @@ def _obey(
         jobs.ask_kill(connection, task.id, reason)
         units.move_all(connection, task.id, ALIVE_UNITS, UnitState.CANCELLED, now)
     elif name == "retry":
-        units.move_all(connection, task.id, (UnitState.FAILED, UnitState.LOST), UnitState.READY, now)
+        _retry_units(connection, task, now)
     workflows.move(
         connection,
         task,
@@ -101,13 +103,17 @@ def _obey(
     )
 
 
+def _retry_units(connection: Connection, task: TaskRow, now: float) -> None:
+    units.move_all(connection, task.id, (UnitState.FAILED, UnitState.LOST), UnitState.READY, now)
+
+
 def _target(task: TaskRow, name: str) -> TaskState | None:
     if name == "pause":
         return None if task.state == TaskState.PAUSED else TaskState.PAUSED
     if name == "kill":
         return None if task.state == TaskState.ABORTED else TaskState.ABORTED
     if name == "retry":
-        return TaskState.RUNNING
+        return None if task.state == TaskState.RUNNING else TaskState.RUNNING
     if task.state != TaskState.PAUSED:
         return None
     return task.resume_state or TaskState.RUNNING

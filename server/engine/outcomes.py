@@ -102,12 +102,15 @@ def outcome_of(state: UnitState, said: UnitOutcome | None, job_state: JobState, 
     return UnitOutcome.FAILED if payload else UnitOutcome.RETURNED
 
 
-def fate(outcome: UnitOutcome, seq: int, attempts: Attempts, caps: Caps, error_code: int | None) -> Fate:
+def fate(
+    outcome: UnitOutcome, seq: int, attempts: Attempts, caps: Caps, error_code: int | None, progress: bool = False
+) -> Fate:
     """Where a unit goes, given its outcome in the job and the job's error.
 
     A unit that failed counts against the payload; when no retry can help (``ERRORS[...].retry``) that was the last
     time. One that goes back counts against the site, the pilot or preemption, whose fault the error is; one that was
-    merely not touched counts with the preemptions, so that nothing goes round for ever.
+    merely not touched counts with the preemptions, so that nothing goes round for ever; not even that when its job made
+    ``progress`` with others, as then every round has fewer left.
     """
     if outcome == UnitOutcome.PROCESSED:
         return Fate(UnitState.DONE, seq, attempts)
@@ -116,6 +119,8 @@ def fate(outcome: UnitOutcome, seq: int, attempts: Attempts, caps: Caps, error_c
     if outcome == UnitOutcome.FAILED:
         return _payload_fault(seq, attempts, caps, hopeless(error_code))
     fault = fault_of(error_code)
+    if fault == Fault.NONE and progress:
+        return Fate(UnitState.READY, seq, attempts)
     if fault == Fault.SITE:
         attempts = replace(attempts, site=attempts.site + 1)
         over = attempts.site >= caps.site

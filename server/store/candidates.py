@@ -1,4 +1,4 @@
-"""The buckets that may have ready units, as matching wants them."""
+"""The buckets that have ready units, as matching wants them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from server.store.schema import bucket, task, unit_count, unit_delta
 
 
 def load(connection: Connection, *, claimable_only: bool = True) -> list[Candidate]:
-    """All buckets that may have ready units; with ``claimable_only=False`` also those of tasks that may not run."""
+    """All buckets that have ready units; with ``claimable_only=False`` also those of tasks that may not run."""
     query = select(bucket, task.c.state, task.c.spec, task.c.created, task.c.input_closed).join(
         task, task.c.id == bucket.c.task_id
     )
@@ -25,6 +25,8 @@ def load(connection: Connection, *, claimable_only: bool = True) -> list[Candida
     specs: dict[int, StageSpec] = {}
     found = []
     for row in rows:
+        if ready.get(row.id, 0) <= 0:
+            continue  # the hint is older than the counts
         spec = specs.get(row.task_id) or specs.setdefault(row.task_id, msgspec.json.decode(row.spec, type=StageSpec))
         found.append(
             Candidate(
@@ -38,7 +40,7 @@ def load(connection: Connection, *, claimable_only: bool = True) -> list[Candida
                 created=row.created,
                 ready_since=row.ready_since,
                 units_per_job=spec.merge.max_files if spec.merge else spec.files_per_job,
-                ready_units=ready.get(row.id, 0),
+                ready_units=ready[row.id],
                 unit_mb=row.unit_mb,
                 min_units=spec.merge.min_files if spec.merge and not row.input_closed else 1,
                 max_distance=spec.max_distance,

@@ -46,7 +46,8 @@ def _fitting(terms: ClaimTerms, floor: int) -> Select[tuple[int]]:
         .cte("locked")
         .prefix_with("MATERIALIZED")
     )
-    tier = locked.c.seq.op(">>")(TIER_BITS)
+    # PostgreSQL shifts a bigint by an integer only, and by that integer modulo 64.
+    tier = locked.c.seq.op(">>")(literal(TIER_BITS, Integer))
     first_tier = func.first_value(tier).over(order_by=locked.c.seq)
     ranked = select(
         locked.c.id,
@@ -54,9 +55,9 @@ def _fitting(terms: ClaimTerms, floor: int) -> Select[tuple[int]]:
         func.count().over().label("found"),
         func.sum(locked.c.size_mb).over(order_by=locked.c.seq).label("total_mb"),
         (tier == first_tier).label("same_tier"),
-        func.greatest(1, cast(literal(terms.limit), BigInteger).op(">>")(cast(2 * first_tier, Integer))).label(
-            "company"
-        ),
+        func.greatest(
+            1, cast(literal(terms.limit), BigInteger).op(">>")(cast(func.least(2 * first_tier, 63), Integer))
+        ).label("company"),
     ).cte("ranked")
     fits = true() if terms.disk_mb is None else ranked.c.total_mb <= terms.disk_mb
     return (

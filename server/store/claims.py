@@ -9,15 +9,26 @@ from dataclasses import dataclass
 
 import msgspec
 from sqlalchemy import Connection, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 
 from common.states import JobState, UnitState
 from server.store import claim_postgres, claim_sqlite, events, units
 from server.store.claim_terms import ClaimTerms, TakenUnit
 from server.store.codes import JOB_CODES
-from server.store.database import Database
 from server.store.schema import job, replay
 
-__all__ = ["ClaimTerms", "Claimant", "ClaimedJob", "Floors", "TakenUnit", "claim_job", "claim_more", "replayed", "take"]
+__all__ = [
+    "ClaimTerms",
+    "Claimant",
+    "ClaimedJob",
+    "Floors",
+    "TakenUnit",
+    "claim_job",
+    "claim_more",
+    "remember",
+    "replayed",
+    "take",
+]
 
 
 @dataclass(frozen=True)
@@ -81,51 +92,38 @@ def take(connection: Connection, terms: ClaimTerms, job_id: int, floors: Floors)
 
 
 def claim_job(
-    database: Database, terms: ClaimTerms, claimant: Claimant, cores: int, floors: Floors, request_id: str, now: float
+    connection: Connection, terms: ClaimTerms, claimant: Claimant, cores: int, floors: Floors, now: float
 ) -> ClaimedJob | None:
-    """Claim units and make their job, in one transaction. No unit, no job."""
-    with database.write() as connection:
-        job_id = _next_job_id(connection)
-        taken = take(connection, terms, job_id, floors)
-        if not taken:
-            return None
-        connection.execute(
-            insert(job).values(
-                id=job_id,
-                task_id=terms.task_id,
-                bucket_id=terms.bucket_id,
-                pilot_id=claimant.pilot_id,
-                state=JOB_CODES[JobState.SENT],
-                n_units=len(taken),
-                cores=cores,
-                queue=claimant.queue,
-                site=claimant.site,
-                host=claimant.host,
-                claimed=now,
-                heartbeat=now,
-            )
+    """Claim units and make their job. No unit, no job."""
+    job_id = _next_job_id(connection)
+    taken = take(connection, terms, job_id, floors)
+    if not taken:
+        return None
+    connection.execute(
+        insert(job).values(
+            id=job_id,
+            task_id=terms.task_id,
+            bucket_id=terms.bucket_id,
+            pilot_id=claimant.pilot_id,
+            state=JOB_CODES[JobState.SENT],
+            n_units=len(taken),
+            cores=cores,
+            queue=claimant.queue,
+            site=claimant.site,
+            host=claimant.host,
+            claimed=now,
+            heartbeat=now,
         )
-        _count(connection, terms, len(taken))
-        _remember(connection, f"pilot:{claimant.pilot_id}", request_id, [job_id], now)
-        events.add(
-            connection,
-            events.Event(
-                now,
-                "JOB_CLAIMED",
-                "job",
-                job_id,
-                terms.task_id,
-                job_id,
-                target=JobState.SENT,
-                detail={
-                    "units": len(taken),
-                    "queue": claimant.queue,
-                    "pilot": claimant.pilot_id,
-                    "host": claimant.host,
-                },
-            ),
-        )
-        return ClaimedJob(job_id, terms.task_id, terms.bucket_id, taken)
+    )
+    _count(connection, terms, len(taken))
+    detail = {"units": len(taken), "queue": claimant.queue, "pilot": claimant.pilot_id, "host": claimant.host}
+    events.add(
+        connection,
+        events.Event(
+            now, "JOB_CLAIMED", "job", job_id, terms.task_id, job_id, target=JobState.SENT, detail=detail
+        ),
+    )  # fmt: skip
+    return ClaimedJob(job_id, terms.task_id, terms.bucket_id, taken)
 
 
 def claim_more(
@@ -136,7 +134,7 @@ def claim_more(
     if taken:
         connection.execute(update(job).where(job.c.id == job_id).values(n_units=job.c.n_units + len(taken)))
         _count(connection, terms, len(taken))
-        _remember(connection, f"job:{job_id}", request_id, [each.id for each in taken], now)
+        remember(connection, f"job:{job_id}", request_id, [each.id for each in taken], now)
     return taken
 
 
@@ -148,18 +146,15 @@ def replayed(connection: Connection, holder: str, request_id: str) -> list[int]:
     return msgspec.json.decode(found, type=list[int]) if found else []
 
 
-def _remember(connection: Connection, holder: str, request_id: str, ids: list[int], now: float) -> None:
-    earlier = replayed(connection, holder, request_id)
-    if earlier:
-        connection.execute(
-            update(replay)
-            .where(replay.c.holder == holder, replay.c.request_id == request_id)
-            .values(ids=msgspec.json.encode([*earlier, *ids]).decode())
-        )
-        return
-    connection.execute(
-        insert(replay).values(holder=holder, request_id=request_id, ids=msgspec.json.encode(ids).decode(), time=now)
-    )
+def remember(connection: Connection, holder: str, request_id: str, ids: list[int], now: float) -> bool:
+    """Write down what a request got. False if the same request got something in another transaction: roll back then.
+
+    Waits for the end of a transaction that is about to write the same.
+    """
+    dialect_insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    values = {"holder": holder, "request_id": request_id, "ids": msgspec.json.encode(ids).decode(), "time": now}
+    statement = dialect_insert(replay).values(**values).on_conflict_do_nothing().returning(replay.c.holder)
+    return connection.execute(statement).first() is not None
 
 
 def _next_job_id(connection: Connection) -> int:

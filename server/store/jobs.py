@@ -11,9 +11,9 @@ from sqlalchemy import Connection, RowMapping, bindparam, func, select, update
 from sqlalchemy.sql.elements import ColumnElement
 
 from common.states import FINAL_JOB_STATES, JobState, TaskState, sources
-from common.wire import FinishReply, JobView, Metrics, OutputRole
+from common.wire import FinishReply, JobView, Metrics, OutputRole, Shape
 from server.store.codes import FIRST_FINAL_JOB_CODE, JOB_CODES, JOB_STATES, OutputState
-from server.store.schema import job, output, task
+from server.store.schema import job, output, pilot, task, worker
 
 
 @dataclass(frozen=True)
@@ -215,14 +215,16 @@ def running_by_share(connection: Connection) -> dict[str, float]:
     return {row.share: float(row.cores) for row in connection.execute(query)}
 
 
-def alive_by_task(connection: Connection, queue: str) -> dict[int, int]:
-    """Live jobs of a queue, by task."""
+def busy_pilots(connection: Connection, queue: str) -> list[tuple[Shape, int]]:
+    """Pilots of a queue that hold jobs, counted by the shape of their worker."""
     query = (
-        select(job.c.task_id, func.count().label("n"))
+        select(worker.c.shape, func.count(job.c.pilot_id.distinct()).label("n"))
+        .join(pilot, pilot.c.id == job.c.pilot_id)
+        .join(worker, worker.c.mark == pilot.c.worker)
         .where(job.c.state < FIRST_FINAL_JOB_CODE, job.c.queue == queue)
-        .group_by(job.c.task_id)
+        .group_by(worker.c.shape)
     )
-    return {row.task_id: int(row.n) for row in connection.execute(query)}
+    return [(msgspec.json.decode(row.shape, type=Shape), int(row.n)) for row in connection.execute(query)]
 
 
 def counts(connection: Connection, task_ids: Sequence[int]) -> dict[int, dict[JobState, int]]:

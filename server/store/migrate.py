@@ -36,7 +36,9 @@ def upgrade(database: Database) -> bool:
         if current == script.get_current_head():
             return False
         if current is not None and current not in {each.revision for each in script.walk_revisions()}:
-            raise NewerDatabase(f"the database is at migration {current}, which this version does not know: upgrade it")
+            raise NewerDatabase(
+                f"the database is at migration {current}, which this version does not know: upgrade Pilotage"
+            )
         command.upgrade(config, "head")
         return True
 
@@ -44,6 +46,6 @@ def upgrade(database: Database) -> bool:
 def configuration(connection: Connection) -> Config:
     """Alembic's configuration for a connection."""
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
     config.attributes["connection"] = connection
     return config

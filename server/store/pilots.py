@@ -207,8 +207,16 @@ def idle_by_queue(connection: Connection) -> dict[str, int]:
     return {row.queue: int(row.n) for row in connection.execute(query)}
 
 
-def last_offer(connection: Connection, queue: str) -> Offer | None:
-    """What the pilot of a queue that was heard of last offered."""
-    query = select(pilot.c.offer).where(pilot.c.queue == queue).order_by(pilot.c.heartbeat.desc()).limit(1)
-    found = connection.execute(query).scalar()
-    return None if found is None else msgspec.json.decode(found, type=Offer)
+def last_offer(connection: Connection, queue: str) -> tuple[Offer, Shape] | None:
+    """What the pilot of a queue that was heard of last offered, and its worker's shape."""
+    query = (
+        select(pilot.c.offer, worker.c.shape)
+        .join(worker, worker.c.mark == pilot.c.worker)
+        .where(pilot.c.queue == queue)
+        .order_by(pilot.c.heartbeat.desc())
+        .limit(1)
+    )
+    row = connection.execute(query).first()
+    if row is None:
+        return None
+    return msgspec.json.decode(row.offer, type=Offer), msgspec.json.decode(row.shape, type=Shape)

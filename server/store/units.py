@@ -161,6 +161,12 @@ def taken_by(connection: Connection, job_id: int) -> list[TakenUnit]:
     return [taken_unit(row) for row in connection.execute(query)]
 
 
+def states_of(connection: Connection, task_id: int, unit_ids: Sequence[int]) -> dict[int, UnitState]:
+    """The states of those units that belong to a task."""
+    query = select(unit.c.id, unit.c.state).where(unit.c.id.in_(unit_ids), unit.c.task_id == task_id)
+    return {row.id: UNIT_STATES[row.state] for row in connection.execute(query)}
+
+
 def row_of(row: RowMapping) -> UnitRow:
     """A narrow row from a database row."""
     return UnitRow(

@@ -609,6 +609,20 @@ def test_real_xrootd_stalled_transfer_does_not_keep_the_process(fragile: XrootdS
     assert time.monotonic() - begun < 10
 
 
+def test_real_xrootd_many_checksums_are_not_sent_away_for_30_seconds(xrootd: XrootdServer, job: Path) -> None:
+    """A server with more checksums to compute than its limit makes clients wait: so one process asks for few."""
+    storage = XrootdStorage(xrootd)
+    for path in [job / "f", *(storage.path(f"f{i}") for i in range(8))]:
+        with path.open("wb") as stream:
+            stream.truncate(200_000_000)
+        storage.own(path)
+    requests = [transfer(storage.url(f"f{i}"), job / "f") for i in range(8)]  # there already: only compared
+    with ThreadPoolExecutor(8) as pool:
+        outcomes = list(pool.map(lambda request: copy_out(storage, request), requests))
+    assert [code_of(outcome) for outcome in outcomes] == [None] * 8
+    assert max(outcome.seconds for outcome in outcomes) < 20
+
+
 def test_real_xrootd_damaged_replica_without_a_recorded_checksum(xrootd: XrootdServer, job: Path) -> None:
     """What the server remembers as checksum and what it sends differ: somebody must notice."""
     storage = XrootdStorage(xrootd)

@@ -43,7 +43,10 @@ class Running:
     def __init__(self, folder: Path) -> None:
         # Stopped by a signal, so it must not be done before.
         self.process = subprocess.Popen(
-            command(folder, "--units", "2000"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command(folder, "--units", "400", "--events", "20000"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         self.output = ""
 

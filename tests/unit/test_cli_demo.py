@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -207,6 +208,30 @@ def test_everything_is_stopped_after_an_error(tmp_path: Path, before: set[psutil
     assert set(psutil.Process().children()) <= before
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_second_interrupt_leaves_no_process(
+    tmp_path: Path, before: set[psutil.Process], number: signal.Signals
+) -> None:
+    """The program interrupts the demo once more while it is being stopped."""
+    again = (
+        "import os, signal, sys\n"
+        f"signal.signal(signal.SIGTERM, lambda *_: (os.kill(os.getppid(), {int(number)}), sys.exit()))\n"
+        "print('ready x', flush=True); signal.pause()"
+    )
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    old = signal.signal(number, interrupt)
+    try:
+        with Processes(dict(os.environ), tmp_path) as processes:
+            processes.start("first", [sys.executable, "-c", PARENT], re.compile(rb"ready (\d+)"))
+            processes.start("second", [sys.executable, "-c", again], re.compile(rb"ready (\w)"))
+    finally:
+        signal.signal(number, old)
+    assert set(psutil.Process().children()) <= before
+
+
 def test_processes_that_were_there_before_are_left_alone(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE) as service:
         assert service.stdout and service.stdout.readline()
@@ -280,6 +305,12 @@ def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     result = CliRunner().invoke(demo, ["--dir", str(tmp_path)])
     assert result.exit_code == 2 and "is not empty" in result.output
+
+
+@pytest.mark.usefixtures("installed")
+def test_too_few_events_to_fit_are_refused() -> None:
+    result = CliRunner().invoke(demo, ["--units", "2", "--events", "100"])
+    assert result.exit_code == 2 and "200 collisions are too few" in result.output
 
 
 @pytest.mark.usefixtures("installed")

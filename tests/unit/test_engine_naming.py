@@ -39,14 +39,30 @@ def test_two_jobs_never_share_a_path(task: int, job: int, twin: int, name: str, 
 
 
 @pytest.mark.parametrize(
-    "name", ["..", ".", "../out", "a/b", "/etc/passwd", "a:b", "out\n", "a\x00b", "a\tb", "\x1b[2J", "x/.."]
+    "name",
+    [
+        "..",
+        ".",
+        "../out",
+        "a/b",
+        "/etc/passwd",
+        "a:b",
+        "out\n",
+        "a\x00b",
+        "a\tb",
+        "\x1b[2J",
+        "x/..",
+        "50%",
+        "a?b",
+        "a#b",
+    ],
 )
 def test_what_is_no_file_name_is_refused_and_named(name: str) -> None:
     problem = name_problem(1, 2, name)
-    assert repr(name) in problem and "slash" in problem
+    assert repr(name) in problem and "must not hold" in problem
 
 
-@pytest.mark.parametrize("name", ["a", "...", "..a", "a..b", "out put.root", "ümlaut", ".hidden", "-rf", "50%"])
+@pytest.mark.parametrize("name", ["a", "...", "..a", "a..b", "out put.root", "ümlaut", ".hidden", "-rf"])
 def test_what_is_a_file_name_is_taken(name: str) -> None:
     assert name_problem(1, 2, name) == ""
 

@@ -379,6 +379,11 @@ def test_a_rejected_pilot_drops_its_jobs_and_leaves(fake: FakeServer, tmp_path: 
     assert fake.calls["finish"] == 0
 
 
+def test_a_token_that_expired_in_an_outage_is_renewed_by_the_heartbeat(fake: FakeServer, tmp_path: Path) -> None:
+    fake.faults["acquire"] = ["rejected", "rejected"]
+    assert run_job(fake, tmp_path, "true").state is JobState.FINISHED
+
+
 def test_drain_ends_the_pilot_after_its_job(fake: FakeServer, tmp_path: Path) -> None:
     fake.add(make_assignment(1, "sleep 0.5"))
     with running(fake, tmp_path / "work") as pilot:
@@ -438,6 +443,19 @@ def test_sigterm_ends_the_payload_and_reports(fake: FakeServer, tmp_path: Path) 
     end = fake.pilots[1].end
     assert end is not None
     assert end.error_code == ErrorCode.SIGTERM
+
+
+def test_sigterm_does_not_wait_for_a_long_poll(
+    fake: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pilot.agent.LAST_ANSWER_S", 0.2)
+    fake.settings.acquire_wait_s = 20.0
+    with running(fake, tmp_path / "work") as pilot:
+        fake.wait_for(lambda: fake.calls["acquire"], "the pilot asks")
+        begun = time.monotonic()
+        pilot.agent.stop("SIGTERM")
+        assert pilot.wait() is ExitCode.STOPPED
+        assert time.monotonic() - begun < 5
 
 
 def test_sigterm_with_the_server_away_spools_the_report(

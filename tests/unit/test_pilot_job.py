@@ -132,7 +132,6 @@ MOVES: dict[Phase, dict[type, Phase]] = {
     },
     P.RECORDING: {
         js.Recorded: P.UPLOADING,
-        js.Refused: P.CONFIRMING,
         js.Crashed: P.CONFIRMING,
         js.Forget: P.DONE,
         js.Gone: P.DONE,
@@ -309,6 +308,23 @@ def test_a_refused_success_is_reported_as_a_failure_once() -> None:
     assert job.report is not None
     assert job.report.state is JobState.FAILED
     assert step(job, refused)[1] == (js.Unspool(), js.Cleanup())
+
+
+def test_outputs_that_are_refused_fail_the_job_and_its_log_is_recorded() -> None:
+    refused = js.Refused(Failure(ErrorCode.NO_STORAGE, "none"))
+    job, actions = walk(new_job(assignment()), *TO_PHASE[Phase.RECORDING], refused)
+    assert actions[-1] == js.Record((LOG,))
+    job, _ = walk(job, js.Recorded(DESTINATIONS[1:]), js.Uploaded(UPLOADED[1:]))
+    assert job.report is not None
+    assert (job.report.state, job.report.error_code) == (JobState.FAILED, 1133)
+    assert job.report.outputs == [UPLOADED[1]]
+
+
+def test_a_log_that_is_refused_fails_no_job() -> None:
+    refused = js.Refused(Failure(ErrorCode.NO_STORAGE, "none"))
+    job, _ = walk(new_job(assignment()), *TO_PHASE[Phase.COLLECTING], js.Collected((LOG,)), refused)
+    assert job.report is not None
+    assert job.report.state is JobState.FINISHED
 
 
 def test_an_unreachable_server_is_asked_again_with_the_same_report() -> None:

@@ -126,7 +126,6 @@ def test_kinds_that_share_a_word_have_tables_of_their_own() -> None:
     assert {type(state) for state in states.targets(TaskState.READY)} == {TaskState}
 
 
-@pytest.mark.xfail(strict=True, reason="common.states.allowed looks at the kind of the source only")
 def test_a_state_of_another_kind_with_the_same_word_is_no_target() -> None:
     every = [state for kind in TABLES for state in kind]
     mixed = [(a, b) for a, b in product(every, repeat=2) if type(a) is not type(b) and states.allowed(a, b)]

@@ -1,0 +1,77 @@
+"""What harvester and server tell each other."""
+
+from __future__ import annotations
+
+from typing import Annotated, Optional
+
+import msgspec
+
+from common.states import WorkerState
+from common.wire.base import Message
+from common.wire.world import (
+    Queue,
+)
+
+
+class Shape(Message):
+    """What a worker asks its batch system for."""
+
+    cores: int = 1
+    memory_mb: int = 0
+    disk_mb: int = 0
+    wall_s: int = 0
+    gpus: int = 0
+
+
+class ShapeDemand(Message):
+    """How many pilots of a shape a queue should have now, running ones included, with the numbers behind it."""
+
+    shape: Shape
+    pilots: int
+    ready_units: int = 0
+    ready_jobs: int = 0
+    running_jobs: int = 0
+
+
+class DemandReply(Message):
+    """``GET /v1/queues/{q}/demand``."""
+
+    queue: Queue
+    shapes: list[ShapeDemand] = []
+    idle_pilots: int = 0
+
+
+class WorkerReport(Message):
+    """A worker as harvester knows it. ``mark`` is unique for ever; ``secret_hash`` comes with the intention."""
+
+    mark: Annotated[str, msgspec.Meta(min_length=8, max_length=64)]
+    queue: str
+    state: WorkerState
+    shape: Shape = msgspec.field(default_factory=Shape)
+    nodes: int = 1
+    batch_id: Optional[str] = None
+    secret_hash: Optional[str] = None
+    valid_s: float = 0.0
+    reason: Annotated[str, msgspec.Meta(max_length=4096)] = ""
+
+
+class WorkersReportRequest(Message):
+    """``POST /v1/workers:report``."""
+
+    harvester: str
+    workers: Annotated[list[WorkerReport], msgspec.Meta(max_length=10_000)]
+
+
+class WorkerOutcome(Message):
+    """What the server made of one report. ``pilots_alive`` counts the worker's pilots that still report."""
+
+    mark: str
+    accepted: bool
+    reason: str = ""
+    pilots_alive: int = 0
+
+
+class WorkersReportReply(Message):
+    """An outcome for each worker, in order."""
+
+    workers: list[WorkerOutcome]

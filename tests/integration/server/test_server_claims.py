@@ -1,0 +1,400 @@
+"""The one primitive: claims, raced, bounded, refused; the same on both databases."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import delete, insert, select, text, update
+
+from common.states import ResourceState, TaskState, UnitState
+from common.wire import FilesInput, MergeRule, StageInput
+from server.engine.sizing import TIER_BITS, ReadyUnit, prefix
+from server.store import claim_postgres
+from server.store.claims import Claimant, ClaimTerms, Floors, claim_job, take
+from server.store.codes import UNIT_CODES, UNIT_READY
+from server.store.database import Database
+from server.store.schema import task as task_table
+from server.store.schema import unit, unit_detail
+from tests.integration.server.harness import Site, file, files, stage, states
+
+CLAIMANT = Claimant(1, "q", "s", "node")
+
+
+def only_bucket(site: Site, task_id: int) -> int:
+    with site.database.read() as connection:
+        return int(
+            connection.execute(select(unit.c.bucket_id).where(unit.c.task_id == task_id).distinct()).scalar_one()
+        )
+
+
+def claim_all(url: str, terms: ClaimTerms, barrier: Any, waits: Any = None) -> list[tuple[int, list[int]]]:
+    """Claim until nothing was found three times: the jobs and their units. ``waits`` takes the longest claim's time."""
+    database, floors = Database(url), Floors()
+    found: list[tuple[int, list[int]]] = []
+    longest, empty = 0.0, 0
+    barrier.wait(60)
+    while empty < 3:
+        started = time.monotonic()
+        with database.write() as connection:
+            job = claim_job(connection, terms, CLAIMANT, 1, floors, 1000.0)
+        longest = max(longest, time.monotonic() - started)
+        if job is None:
+            empty += 1  # others may hold all that is left for this moment
+        else:
+            found.append((job.job_id, [each.id for each in job.units]))
+    database.close()
+    if waits is not None:
+        waits.append(longest)
+    return found
+
+
+def check_race(site: Site, task_id: int, found: list[tuple[int, list[int]]], count: int) -> None:
+    """Each unit was given to one job, and the rows say to which."""
+    taken = Counter(each for _, ids in found for each in ids)
+    assert max(taken.values()) == 1
+    assert len(taken) == count
+    assert len({job for job, _ in found}) == len(found)
+    with site.database.read() as connection:
+        rows = connection.execute(select(unit.c.id, unit.c.job_id).where(unit.c.task_id == task_id)).all()
+    assert {row.id: row.job_id for row in rows} == {each: job for job, ids in found for each in ids}
+    assert site.real_counts() == {(task_id, UnitState.RESERVED): count}
+    site.check_counts()
+
+
+def race(site: Site, url: str, threads: int, count: int) -> list[float]:
+    site.world()
+    task = site.counter(count, files_per_job=3)
+    terms = ClaimTerms(only_bucket(site, task), task, "q", limit=3)
+    barrier = threading.Barrier(threads)
+    found: list[tuple[int, list[int]]] = []
+    waits: list[float] = []
+
+    def work() -> None:
+        found.extend(claim_all(url, terms, barrier, waits))
+
+    workers = [threading.Thread(target=work) for _ in range(threads)]
+    for each in workers:
+        each.start()
+    for each in workers:
+        each.join(120)
+    check_race(site, task, found, count)
+    return waits
+
+
+def test_real_postgres_eight_threads_claim_each_unit_once(postgres: object, make_url_of: Any) -> None:
+    url = make_url_of("real_postgres")
+    race(Site(url), url, threads=8, count=5000)
+
+
+def _process(url: str, terms: ClaimTerms, barrier: Any, results: Any) -> None:
+    results.put(claim_all(url, terms, barrier))
+
+
+def test_real_postgres_several_processes_claim_each_unit_once(postgres: object, make_url_of: Any) -> None:
+    url = make_url_of("real_postgres")
+    site = Site(url).world()
+    task = site.counter(3000, files_per_job=2)
+    terms = ClaimTerms(only_bucket(site, task), task, "q", limit=2)
+    context = multiprocessing.get_context("spawn")
+    barrier, results = context.Barrier(4), context.Queue()
+    processes = [context.Process(target=_process, args=(url, terms, barrier, results)) for _ in range(4)]
+    for each in processes:
+        each.start()
+    found = [each for _ in processes for each in results.get(timeout=120)]
+    for process in processes:
+        process.join(30)
+        assert process.exitcode == 0
+    check_race(site, task, found, 3000)
+
+
+def test_four_threads_on_sqlite_claim_each_unit_once_and_none_waits_long(make_url_of: Any) -> None:
+    url = make_url_of("sqlite")
+    site = Site(url).world()
+    task = site.counter(1200, files_per_job=3)
+    terms = ClaimTerms(only_bucket(site, task), task, "q", limit=3)
+    database, floors = Database(url), Floors()  # one process: one database object, as the server has it
+    found: list[tuple[int, list[int]]] = []
+    waits: list[float] = []
+    barrier = threading.Barrier(4)
+
+    def work() -> None:
+        barrier.wait(30)
+        while True:
+            started = time.monotonic()
+            with database.write() as connection:
+                job = claim_job(connection, terms, CLAIMANT, 1, floors, 1000.0)
+            waits.append(time.monotonic() - started)
+            if job is None:
+                return
+            found.append((job.job_id, [each.id for each in job.units]))
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for each in workers:
+        each.start()
+    for each in workers:
+        each.join(120)
+    check_race(site, task, found, 1200)
+    assert max(waits) < 1.0
+
+
+# ---------------------------------------------------------------- the claim says what the rule says
+
+
+@pytest.fixture
+def claimable(site: Site) -> Iterator[tuple[Site, ClaimTerms]]:
+    """A task that may run, whose units a test replaces."""
+    site.world()
+    task = site.counter(1)
+    yield site, ClaimTerms(only_bucket(site, task), task, "q", limit=1)
+
+
+def put_units(site: Site, terms: ClaimTerms, units: list[ReadyUnit], others: int) -> None:
+    """These ready units and ``others`` that are not ready, in the bucket."""
+    with site.database.write() as connection:
+        connection.execute(delete(unit))
+        connection.execute(delete(unit_detail))
+        rows = [(each.id, each.seq, each.size_mb, UNIT_READY) for each in units]
+        rows += [(10_000 + n, n, 1, UNIT_CODES[UnitState.DONE]) for n in range(others)]
+        for number, seq, size, state in rows:
+            values = {"id": number, "seq": seq, "size_mb": size, "state": state}
+            connection.execute(insert(unit).values(task_id=terms.task_id, bucket_id=terms.bucket_id, **values))
+            connection.execute(insert(unit_detail).values(unit_id=number))
+
+
+@st.composite
+def ready_units(draw: st.DrawFn) -> list[ReadyUnit]:
+    tiers = draw(st.lists(st.sampled_from([0, 0, 0, 1, 2, 3, 30, 31, 32, 33, 64, 99]), max_size=12))
+    numbers = draw(st.lists(st.integers(0, 40), min_size=len(tiers), max_size=len(tiers), unique=True))
+    sizes = draw(st.lists(st.integers(0, 50) | st.just(2**31 - 1), min_size=len(tiers), max_size=len(tiers)))
+    seqs = sorted((tier << TIER_BITS) | number for tier, number in zip(tiers, numbers, strict=True))
+    return [ReadyUnit(index + 1, seq, size) for index, (seq, size) in enumerate(zip(seqs, sizes, strict=True))]
+
+
+@given(
+    units=ready_units(),
+    limit=st.integers(1, 14) | st.sampled_from([64, 1000, 2**31 - 1]),
+    least=st.integers(1, 6),
+    disk=st.none() | st.integers(0, 120),
+    floor=st.integers(0, 45),
+)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_claim_takes_the_prefix_that_the_rule_names(
+    claimable: tuple[Site, ClaimTerms], units: list[ReadyUnit], limit: int, least: int, disk: int | None, floor: int
+) -> None:
+    site, terms = claimable
+    put_units(site, terms, units, others=3)
+    terms = replace(terms, limit=limit, min_units=least, disk_mb=disk)
+    floors = Floors()
+    floors.advance(terms.bucket_id, floor)
+
+    def rule(first: int) -> list[int]:
+        seen = [each for each in units if each.seq >= first][:limit]
+        return [each.id for each in prefix(seen, limit, least, disk)]
+
+    with site.database.write() as connection:
+        taken = take(connection, terms, 77, floors)
+        assert [each.id for each in taken] == (rule(floor) or rule(0))
+        rows = connection.execute(select(unit.c.id).where(unit.c.job_id == 77).order_by(unit.c.seq))
+        assert [row.id for row in rows] == [each.id for each in taken]
+
+
+# ---------------------------------------------------------------- what refuses a claim
+
+
+@pytest.mark.parametrize("state", [state for state in TaskState if state.value not in ("ready", "scouting", "running")])
+def test_a_task_paused_between_look_and_claim_gives_nothing(site: Site, state: TaskState) -> None:
+    site.world()
+    task = site.counter(3)
+    pilot = site.pilot()
+    site.dispatcher.looks.get()
+    with site.database.write() as connection:
+        connection.execute(update(task_table).where(task_table.c.id == task).values(state=state.value))
+    reply = pilot.ask()
+    assert reply.jobs == []
+    assert site.real_counts() == {(task, UnitState.READY): 3}
+
+
+@pytest.mark.parametrize("status", [each for each in ResourceState if each != ResourceState.ONLINE])
+def test_a_queue_paused_between_look_and_claim_gives_nothing(site: Site, status: ResourceState) -> None:
+    site.world()
+    task = site.counter(3)
+    pilot = site.pilot()
+    site.dispatcher.looks.get()
+    with site.database.write() as connection:  # by another process: this one's look is not told
+        connection.execute(text("UPDATE queue SET status = :status"), {"status": status.value})
+    assert pilot.ask().jobs == []
+    assert site.real_counts() == {(task, UnitState.READY): 3}
+
+
+# ---------------------------------------------------------------- floors
+
+
+def test_a_floor_never_hides_a_returned_unit_for_good(site: Site) -> None:
+    site.world()
+    task = site.counter(6)
+    one, two = site.pilot(), site.pilot()
+    jobs = [one.acquire() for _ in range(3)]
+    assert [job.units[0].seq for job in jobs] == [0, 1, 2]
+    other = Site(site.database.url.render_as_string(hide_password=False), site.clock)  # another server process
+    two.site = other
+    assert two.acquire().units[0].seq == 3  # now its floor is here
+    one.fail(jobs[0], 1099)  # comes back in the first process
+    assert [two.acquire().units[0].seq for _ in range(2)] == [4, 5]
+    other.tick()
+    assert two.acquire().units[0].seq == 0
+    assert two.ask().jobs == []
+    assert states(site.units(task)) == {"reserved": 6}
+
+
+def test_a_floor_does_not_keep_a_merge_from_its_least_number(site: Site) -> None:
+    site.world()
+    task = site.counter(8)
+    terms = ClaimTerms(only_bucket(site, task), task, "q", limit=8, min_units=5)
+    floors = Floors()
+    floors.advance(terms.bucket_id, 5)
+    with site.database.write() as connection:
+        assert len(take(connection, terms, 1, floors)) == 8
+
+
+def test_a_retried_task_was_once_hidden_behind_the_floor_while_others_came_first(site: Site) -> None:
+    site.world()
+    task = site.counter(3, max_attempts=1)
+    pilot = site.pilot()
+    for _ in range(3):
+        pilot.fail(pilot.acquire(), 1305)
+    site.agents()
+    site.command(task, "retry")
+    assert [pilot.acquire().units[0].seq for _ in range(3)] == [0, 1, 2]
+
+
+# ---------------------------------------------------------------- which bucket, which plan
+
+
+def test_the_nearest_bucket_comes_first(site: Site) -> None:
+    site.put_site("s", distances={"near": 10, "far": 60})
+    site.put_site("t")
+    site.put_storage("here", "s")
+    site.put_storage("near", "t")
+    site.put_storage("far", "t")
+    site.put_queue("q", "s")
+    listed = FilesInput([file("a", "far"), file("b", "near", "far"), file("c", "here"), file("d", "near")])
+    site.submit(stage(given=listed))
+    pilot = site.pilot()
+    jobs = [pilot.acquire() for _ in range(4)]
+    assert [job.units[0].file.did for job in jobs if job.units[0].file] == ["data:c", "data:b", "data:d", "data:a"]
+    both = jobs[1].units[0].file
+    assert both is not None
+    assert [(each.storage, each.distance) for each in both.replicas] == [("near", 10), ("far", 60)]
+
+
+def test_a_claim_fits_the_slots_disk(site: Site) -> None:
+    site.world()
+    gib = 1024**3
+    site.submit(stage(given=files("a", "b", "c", "d", size=4 * gib), files_per_job=10))
+    pilot = site.pilot()
+    assert len(pilot.ask(offer=replace_offer(pilot.offer, disk_mb=500 + 2 * 4096)).jobs[0].units) == 2
+    assert len(pilot.ask(offer=replace_offer(pilot.offer, disk_mb=0)).jobs[0].units) == 2  # not known: no bound
+
+
+def replace_offer(offer: Any, **changes: Any) -> Any:
+    import msgspec
+
+    return msgspec.structs.replace(offer, **changes)
+
+
+def test_several_jobs_of_one_request_share_the_offer(site: Site) -> None:
+    site.world()
+    site.counter(10)
+    pilot = site.pilot(cores=3)
+    assert len(pilot.ask(max_jobs=8).jobs) == 3
+
+
+def test_a_merge_waits_for_its_least_number_until_its_parent_is_closed(site: Site) -> None:
+    site.world()
+    make, merge = site.submit(stage("make", count=7), stage("merge", given=StageInput("make"), merge=MergeRule(3, 4)))
+    pilot = site.pilot()
+    jobs = [pilot.acquire() for _ in range(7)]
+
+    def step(count: int) -> list[int]:
+        for _ in range(count):
+            pilot.succeed(jobs.pop(), "x")
+        site.agents()
+        site.tick()
+        return [len(job.units) for job in pilot.ask(max_jobs=1).jobs]
+
+    assert step(2) == []
+    assert step(1) == [3]
+    assert step(2) == []
+    assert step(2) == [4]
+    assert site.task(merge).input_closed
+    site.check_counts()
+
+
+def test_leftovers_of_a_merge_are_taken_when_its_parent_closes(site: Site) -> None:
+    site.world()
+    make, merge = site.submit(
+        stage("make", count=2), stage("merge", given=StageInput("make"), merge=MergeRule(50, 100))
+    )
+    pilot = site.pilot()
+    pilot.succeed(pilot.acquire(), "x")
+    site.agents()
+    last = pilot.acquire()
+    assert last.task_id == make
+    site.tick()
+    assert [each.filter for each in pilot.ask().refusals] == ["merge"]
+    pilot.fail(last, 1106)  # hopeless: the parent ends with one output
+    site.agents()
+    site.tick()
+    assert len(pilot.acquire().units) == 1
+
+
+def test_real_postgres_walks_the_partial_index_over_200_000_units(postgres: object, make_url_of: Any) -> None:
+    site = Site(make_url_of("real_postgres")).world()
+    task = site.counter(1)
+    bucket = only_bucket(site, task)
+    with site.database.write() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO unit (task_id, bucket_id, seq, size_mb, state) SELECT :task, :bucket + n % 3, n,"
+                " 1, CASE WHEN n < 20000 THEN 4 ELSE 1 END FROM generate_series(1, 200000) AS n"
+            ),
+            {"task": task, "bucket": bucket},
+        )
+        connection.execute(text("INSERT INTO unit_detail (unit_id) SELECT id FROM unit WHERE id > 1"))
+    with site.database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("ANALYZE unit"))
+        connection.execute(text("ANALYZE unit_detail"))
+    plans: list[str] = []
+    with site.database.write() as connection:
+
+        def explain(cursor: Any, statement: str, parameters: Any) -> None:
+            if statement.startswith("WITH locked"):
+                cursor.execute("EXPLAIN " + statement, parameters)
+                plans.append("\n".join(row[0] for row in cursor.fetchall()))
+
+        from sqlalchemy import event
+
+        event.listen(
+            connection,
+            "before_cursor_execute",
+            lambda _c, cursor, statement, params, *_: explain(cursor, statement, params),
+        )
+        for disk in (None, 100):
+            claim_postgres.reserve(connection, ClaimTerms(bucket, task, "q", 10, disk_mb=disk), 5, 0)
+            claim_postgres.reserve(connection, ClaimTerms(bucket, task, "q", 10, disk_mb=disk), 6, 30_000)
+    assert len(plans) == 4
+    for plan in plans:
+        locked = plan.partition("CTE locked")[2].partition("CTE moved")[0]
+        assert "unit_ready" in locked, plan
+        assert "Seq Scan on unit" not in plan, plan
+        assert "Sort" not in locked, plan
+        assert "unit_pkey" not in locked, plan
