@@ -135,10 +135,14 @@ def serve(config: ServerConfig, *, with_agents: bool) -> None:
     try:
         web.serve(target_loader=loader, wrap_loader=False)
     finally:
+        # Asked before we end them ourselves: when they failed this is no good end, so that a keeper starts us again.
+        agents_failed = agents is not None and bool(agents.exitcode)
         stopping.set()
         if agents is not None:
             agents.terminate()
             agents.join(15)
+    if agents_failed:
+        raise click.exceptions.Exit(1)
 
 
 def _load(config: ServerConfig, parent: int) -> Any:

@@ -35,7 +35,9 @@ def _resolve(dispatcher: Dispatcher, task_id: int) -> None:
         if task is None or task.state != TaskState.DEFINED:
             return
         if isinstance(task.spec.input, StageInput):
-            workflows.move(connection, task, TaskState.PENDING, now, reason=f"waits for stage {task.spec.input.stage}")
+            # It may have been fed already, before it was looked at here.
+            target = TaskState.READY if task.resolved else TaskState.PENDING
+            workflows.move(connection, task, target, now, reason=f"takes the outputs of stage {task.spec.input.stage}")
             return
         made = list(_slice(task, look.world))
         if made:

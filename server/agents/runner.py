@@ -14,6 +14,8 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import psutil
+
 from server.dispatch.context import Dispatcher
 from server.store import agents
 from server.store.database import DatabaseUnavailable
@@ -46,6 +48,7 @@ class Runner:
 
     def start(self) -> None:
         """Start all agents."""
+        self._bury()
         for agent in self._duties:
             thread = threading.Thread(target=self._run, args=(agent,), name=f"agent-{agent.name}", daemon=True)
             thread.start()
@@ -63,6 +66,17 @@ class Runner:
                     agents.drop_lease(connection, agent.name, self._holder)
         except DatabaseUnavailable as error:
             logger.warning("leases could not be given back: %s", error)
+
+    def _bury(self) -> None:
+        """Take the leases from a runner of this machine that was killed, so that nobody has to wait for their end."""
+        try:
+            with self._dispatcher.database.write() as connection:
+                for name, holder in agents.holders(connection):
+                    if _is_dead(holder):
+                        logger.info("agent %s: its last holder %s was killed", name, holder)
+                        agents.drop_lease(connection, name, holder)
+        except DatabaseUnavailable as error:
+            logger.warning("leases of dead runners could not be looked for: %s", error)
 
     def _run(self, agent: Agent) -> None:
         while not self._stop.is_set():
@@ -100,3 +114,13 @@ class Runner:
                 agents.note_run(connection, agent.name, started, seconds, handled, problem[:2000])
         except DatabaseUnavailable as error:
             logger.warning("agent %s: its run could not be noted: %s", agent.name, error)
+
+
+def _is_dead(holder: str) -> bool:
+    """Whether the holder of a lease was a process of this machine that is gone; not known of another machine's."""
+    host, _, rest = holder.partition(":")
+    pid = rest.partition(":")[0]
+    if host != socket.gethostname() or not pid.isdecimal():
+        return False
+    # In a container the next process may have the very number of the last.
+    return int(pid) == os.getpid() or not psutil.pid_exists(int(pid))

@@ -15,8 +15,8 @@ from server.api.auth import authenticate
 from server.api.routes import ROUTES
 from server.api.routing import Call, Role, Route
 from server.dispatch.context import Dispatcher
-from server.dispatch.errors import Invalid, Refused, Unauthenticated
-from server.store.database import DatabaseUnavailable, IntegrityError
+from server.dispatch.errors import Invalid, Refused, Unauthenticated, Unprocessable
+from server.store.database import DatabaseUnavailable, IntegrityError, UnstorableValue
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ def create_application(dispatcher: Dispatcher, routes: Sequence[Route] = ROUTES)
     app.add_error_handler(Refused, _refused)
     app.add_error_handler(DatabaseUnavailable, _unavailable)
     app.add_error_handler(IntegrityError, _collision)
+    app.add_error_handler(UnstorableValue, _unstorable)
     return app
 
 
@@ -144,6 +145,12 @@ def _collision(req: falcon.Request, resp: falcon.Response, error: IntegrityError
     logger.info("%s %s collided: %s", req.method, req.path, error.orig)
     resp.set_header("Retry-After", "1")
     _send(resp, Problem(title="Another request did this at the same moment", status=503, type="pilotage:collision"))
+
+
+def _unstorable(req: falcon.Request, resp: falcon.Response, error: UnstorableValue, state: Any) -> None:
+    # What the types of the messages don't bound, the columns do.
+    refused = Unprocessable(f"a value cannot be kept: {error}", [("$", "send smaller numbers and shorter texts")])
+    _refused(req, resp, refused, state)
 
 
 def _unexpected(req: falcon.Request, resp: falcon.Response, error: Exception, _: Any) -> None:

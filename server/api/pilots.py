@@ -23,6 +23,7 @@ from server.api.routing import Call, Role, Route, allow
 from server.dispatch import acquire, commit, heartbeat, registration
 from server.dispatch.context import Dispatcher
 from server.dispatch.errors import Forbidden
+from server.store.codes import PilotState
 
 _PILOT = allow(Role.PILOT)
 
@@ -44,7 +45,7 @@ def _acquire(dispatcher: Dispatcher, call: Call) -> AcquireReply:
 def _heartbeat(dispatcher: Dispatcher, call: Call) -> HeartbeatReply:
     reply = heartbeat.heartbeat(dispatcher, call.pilot, call.body)
     knobs = dispatcher.looks.get().knobs
-    if call.caller.token_expires - dispatcher.now() < knobs.pilot_token_s / 2:
+    if call.pilot.state == PilotState.ACTIVE and call.caller.token_expires - dispatcher.now() < knobs.pilot_token_s / 2:
         reply.token, reply.token_expires = registration.mint(dispatcher, call.pilot.id, knobs)
     return reply
 

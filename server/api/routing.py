@@ -120,7 +120,10 @@ class Route:
     status: int = 200
     query: tuple[str, ...] = ()
     late_pilots: bool = False
-    """Whether a pilot whose token has expired may still call, as long as it is not declared lost."""
+    """Whether a pilot whose token has expired may still call, to end its jobs or learn that they are gone.
+
+    Only one that is not declared lost gets a new token with that.
+    """
 
 
 def allow(*roles: Role) -> frozenset[Role]:

@@ -84,7 +84,7 @@ def _new_places(
         (
             file,
             output_did(task.scope, task.id, job.id, file.name),
-            choose_storage(world, job.site, wanted.get(file.pattern or ""), file.name),
+            choose_storage(world, job.site, wanted.get(file.pattern or ""), f"$.outputs[{index}]"),
             output_path(task.scope, task.id, job.id, file.name),
         )
         for file in files
@@ -105,7 +105,7 @@ def _check_names(files: Sequence[OutputRecord], job: JobRow) -> None:
         raise Unprocessable("names of outputs cannot be used", problems)
 
 
-def choose_storage(world: World, site: str, wanted: str | None, name: str) -> str:
+def choose_storage(world: World, site: str, wanted: str | None, path: str) -> str:
     """Where an output goes: the storage that its task names, else the nearest that takes new files.
 
     Raises:
@@ -121,7 +121,7 @@ def choose_storage(world: World, site: str, wanted: str | None, name: str) -> st
         which = f"storage {wanted} takes" if wanted is not None else "no storage takes"
         raise Unprocessable(
             f"{which} {'no ' if wanted is not None else ''}new files from {site} now",
-            [(f"$.outputs ({name})", "bring a storage with a write endpoint online, or name another in the task")],
+            [(path, "bring a storage with a write endpoint online, or name another in the task")],
             error_code=int(ErrorCode.NO_STORAGE),
         )
     return min(able)[1]

@@ -6,6 +6,7 @@ from common.states import FINAL_JOB_STATES, ResourceState
 from common.wire import HeartbeatReply, HeartbeatRequest, Instruction, JobInstruction, JobReport
 from server.dispatch.context import Dispatcher
 from server.store import events, jobs, pilots
+from server.store.codes import PilotState
 from server.store.database import Connection
 from server.store.jobs import JobRow
 from server.store.pilots import PilotRow
@@ -29,7 +30,9 @@ def heartbeat(dispatcher: Dispatcher, pilot: PilotRow, request: HeartbeatRequest
     return HeartbeatReply(
         jobs=[_instruction(report.job_id, held.get(report.job_id)) for report in request.jobs],
         next_interval_s=look.knobs.heartbeat_s,
-        drain=queue is None or queue.status in (ResourceState.DRAINING, ResourceState.OFFLINE),
+        drain=pilot.state != PilotState.ACTIVE
+        or queue is None
+        or queue.status in (ResourceState.DRAINING, ResourceState.OFFLINE),
     )
 
 

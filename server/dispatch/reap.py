@@ -7,7 +7,6 @@ from common.states import JobState
 from server.dispatch.context import Dispatcher
 from server.dispatch.settle import Said, held_units, settle_units
 from server.store import events, jobs, outputs, pilots, units
-from server.store.codes import PilotState
 from server.store.jobs import JobEnd
 
 BATCH = 500
@@ -45,10 +44,7 @@ def reap_silent(dispatcher: Dispatcher, up_since: float) -> int:
 def _forget(dispatcher: Dispatcher, pilot_id: int, before: float, reason: str) -> None:
     now = dispatcher.now()
     with dispatcher.database.write() as connection:
-        row = pilots.get(connection, pilot_id)
-        if row is None or row.heartbeat >= before:
-            return
-        if pilots.end(connection, pilot_id, PilotState.LOST, reason, "", now):
+        if pilots.lose(connection, pilot_id, before, reason, now):
             events.add(connection, events.Event(now, "PILOT_LOST", "pilot", pilot_id, detail={"reason": reason}))
 
 

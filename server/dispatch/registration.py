@@ -19,7 +19,6 @@ from server.dispatch.context import Dispatcher
 from server.dispatch.errors import NotFound, Unauthenticated, UsedUp
 from server.dispatch.reap import lose_jobs
 from server.store import events, pilots
-from server.store.codes import PilotState
 from server.store.pilots import PilotRow, WorkerRow
 
 ROLE = "pilot"
@@ -92,7 +91,7 @@ def end(dispatcher: Dispatcher, pilot: PilotRow, request: PilotEnd) -> None:
     """A pilot leaves. Jobs that it still holds are given up."""
     now = dispatcher.now()
     with dispatcher.database.write() as connection:
-        if pilots.end(connection, pilot.id, PilotState.ENDED, request.reason, request.log_tail, now):
+        if pilots.end(connection, pilot.id, request.reason, request.log_tail, now):
             detail: dict[str, object] = {"reason": request.reason}
             if request.error_code is not None:
                 detail["error_code"] = request.error_code

@@ -8,7 +8,7 @@ from common.states import FINAL_TASK_STATES, TaskState, UnitState, allowed
 from common.wire import TaskCommand, TaskView, WorkflowRequest, WorkflowView
 from server.dispatch.context import Dispatcher
 from server.dispatch.errors import Conflict, Forbidden, Invalid, NotFound
-from server.engine.tasks import COMMANDS
+from server.engine.tasks import COMMANDS, REOPENED, RETRIABLE
 from server.engine.workflows import check_workflow
 from server.store import jobs, units, workflows, world
 from server.store.database import Connection
@@ -84,13 +84,14 @@ def command(dispatcher: Dispatcher, person: str, is_admin: bool, task_id: int, r
 def _obey(
     connection: Connection, task: TaskRow, target: TaskState, name: str, reason: str, person: str, now: float
 ) -> None:
-    if not allowed(task.state, target):
+    if not allowed(task.state, target) or (name == "retry" and task.state not in RETRIABLE):
         raise Conflict(f"a task that is {task.state.value} cannot be told to {name}")
     if name == "kill":
         jobs.ask_kill(connection, task.id, reason)
         units.move_all(connection, task.id, ALIVE_UNITS, UnitState.CANCELLED, now)
     elif name == "retry":
         _retry_units(connection, task, now)
+        _reopen_children(connection, task.id, now, person)
     workflows.move(
         connection,
         task,
@@ -107,6 +108,18 @@ def _retry_units(connection: Connection, task: TaskRow, now: float) -> None:
     units.move_all(connection, task.id, (UnitState.FAILED, UnitState.LOST), UnitState.READY, now)
 
 
+def _reopen_children(connection: Connection, task_id: int, now: float, person: str) -> None:
+    for child in workflows.children(connection, task_id):
+        if child.state in FINAL_TASK_STATES and child.state not in REOPENED:
+            continue
+        if child.input_closed:
+            workflows.set_resolved(connection, child.id, child.resolved, False)
+        if child.state in REOPENED:
+            reason = "the stage before runs again"
+            workflows.move(connection, child, REOPENED[child.state], now, reason=reason, who=person)
+            _reopen_children(connection, child.id, now, person)
+
+
 def _target(task: TaskRow, name: str) -> TaskState | None:
     if name == "pause":
         return None if task.state == TaskState.PAUSED else TaskState.PAUSED
@@ -116,4 +129,6 @@ def _target(task: TaskRow, name: str) -> TaskState | None:
         return None if task.state == TaskState.RUNNING else TaskState.RUNNING
     if task.state != TaskState.PAUSED:
         return None
+    if task.resume_state == TaskState.PENDING and task.resolved:
+        return TaskState.READY  # it was fed meanwhile
     return task.resume_state or TaskState.RUNNING

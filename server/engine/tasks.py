@@ -8,6 +8,14 @@ from dataclasses import dataclass
 from common.states import FINAL_UNIT_STATES, TaskState, UnitState
 
 COMMANDS = ("pause", "resume", "kill", "retry")
+RETRIABLE = frozenset({TaskState.FINISHED, TaskState.FAILED, TaskState.EXHAUSTED})
+"""A task in one of these runs again when told to retry what failed."""
+REOPENED = {
+    TaskState.DONE: TaskState.PENDING,
+    TaskState.FINISHED: TaskState.PENDING,
+    TaskState.FAILED: TaskState.RUNNING,
+}
+"""Where a stage that was over goes when the stage before gives output again."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sqlalchemy import Connection, case, insert, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
 from server.store.schema import agent_run, lease, liveness
@@ -27,6 +28,11 @@ def take_lease(connection: Connection, name: str, holder: str, until: float, now
     return True
 
 
+def holders(connection: Connection) -> list[tuple[str, str]]:
+    """The leases that were not given back, with their holders."""
+    return [(row.name, row.holder) for row in connection.execute(select(lease).where(lease.c.expires > 0.0))]
+
+
 def drop_lease(connection: Connection, name: str, holder: str) -> None:
     """Give a lease back, so that another process need not wait for its end."""
     connection.execute(update(lease).where(lease.c.name == name, lease.c.holder == holder).values(expires=0.0))
@@ -43,7 +49,8 @@ def seen_up(connection: Connection, gap_s: float, now: float) -> None:
     """The web side is up. After a gap of more than ``gap_s`` it counts as just come up."""
     up_since = case((liveness.c.seen < now - gap_s, now), else_=liveness.c.up_since)
     if not connection.execute(update(liveness).where(liveness.c.id == 1).values(up_since=up_since, seen=now)).rowcount:
-        connection.execute(insert(liveness).values(id=1, up_since=now, seen=now))
+        dialect_insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+        connection.execute(dialect_insert(liveness).values(id=1, up_since=now, seen=now).on_conflict_do_nothing())
 
 
 def up_since(connection: Connection, gap_s: float, now: float) -> float | None:

@@ -9,17 +9,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-__all__ = ["Connection", "Database", "DatabaseUnavailable", "IntegrityError"]
+__all__ = ["Connection", "Database", "DatabaseUnavailable", "IntegrityError", "UnstorableValue"]
 
 logger = logging.getLogger(__name__)
 
 
 class DatabaseUnavailable(Exception):
     """The database cannot be reached now; trying again later is right."""
+
+
+class UnstorableValue(Exception):
+    """A number that is too large for the database, or a text that is too long."""
 
 
 class Database:
@@ -46,7 +51,7 @@ class Database:
         if self.is_sqlite:
             self.engine = _sqlite_engine(parsed.render_as_string(hide_password=False), pool_size)
         else:
-            self.engine = create_engine(parsed, pool_size=pool_size, max_overflow=pool_size, pool_timeout=10)
+            self.engine = _postgres_engine(parsed, pool_size)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -123,10 +128,34 @@ def _translate() -> Iterator[None]:
         yield
     except OperationalError as error:
         raise DatabaseUnavailable(str(error.orig)) from error
+    except PoolTimeout as error:
+        raise DatabaseUnavailable(str(error)) from error
+    except DataError as error:
+        raise UnstorableValue(str(error.orig).partition("\n")[0]) from error
+    except OverflowError as error:  # SQLite's driver, for a number of more than 64 bits
+        raise UnstorableValue(str(error)) from error
     except DBAPIError as error:
         if error.connection_invalidated:
             raise DatabaseUnavailable(str(error.orig)) from error
         raise
+
+
+def _postgres_engine(url: URL, pool_size: int) -> Engine:
+    engine = create_engine(url, pool_size=pool_size, max_overflow=pool_size, pool_timeout=10)
+
+    from psycopg.types.string import StrDumper
+
+    class NoNul(StrDumper):
+        """PostgreSQL keeps no NUL in a text, and the end of a payload's log may well have one."""
+
+        def dump(self, obj: str) -> Any:
+            return super().dump(obj.replace("\0", "\N{REPLACEMENT CHARACTER}"))
+
+    @event.listens_for(engine, "connect")
+    def _connected(connection: Any, _record: Any) -> None:
+        connection.adapters.register_dumper(str, NoNul)
+
+    return engine
 
 
 def _sqlite_engine(url: str, pool_size: int) -> Engine:

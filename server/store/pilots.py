@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 from sqlalchemy import Connection, exists, func, insert, select, update
+from sqlalchemy.sql.elements import ColumnElement
 
 from common.states import FINAL_WORKER_STATES, WorkerState
 from common.wire import Offer, Shape, WorkerReport
@@ -168,11 +169,22 @@ def beat(connection: Connection, pilot_id: int, offer: Offer | None, now: float)
     connection.execute(update(pilot).where(pilot.c.id == pilot_id, pilot.c.state == PilotState.ACTIVE).values(**values))
 
 
-def end(connection: Connection, pilot_id: int, state: PilotState, reason: str, log_tail: str, now: float) -> bool:
-    """A pilot has left, or is taken for lost; False if that was known already."""
+def end(connection: Connection, pilot_id: int, reason: str, log_tail: str, now: float) -> bool:
+    """A pilot has left; False if that was known already."""
+    return _end(connection, pilot.c.id == pilot_id, PilotState.ENDED, reason, log_tail, now)
+
+
+def lose(connection: Connection, pilot_id: int, before: float, reason: str, now: float) -> bool:
+    """A pilot is taken for lost; False if it was heard of since ``before``, or has ended."""
+    return _end(connection, (pilot.c.id == pilot_id) & (pilot.c.heartbeat < before), PilotState.LOST, reason, "", now)
+
+
+def _end(
+    connection: Connection, which: ColumnElement[bool], state: PilotState, reason: str, log_tail: str, now: float
+) -> bool:
     result = connection.execute(
         update(pilot)
-        .where(pilot.c.id == pilot_id, pilot.c.state == PilotState.ACTIVE)
+        .where(which, pilot.c.state == PilotState.ACTIVE)
         .values(state=int(state), ended=now, end_reason=reason, log_tail=log_tail)
     )
     return bool(result.rowcount)

@@ -312,7 +312,7 @@ event = Table(
     Column("time", Double, nullable=False),
     Column("kind", String(32), nullable=False),
     Column("subject", String(16), nullable=False),
-    Column("subject_id", String(255), nullable=False),
+    Column("subject_id", Text, nullable=False),
     Column("task_id", BigInteger),
     Column("job_id", BigInteger),
     Column("source", String(16)),

@@ -29,11 +29,14 @@ from sqlalchemy.dialects import postgresql, sqlite
 from common.states import UnitState
 from common.wire import FileSpec, ReplicaSpec, UnitView
 from server.engine.outcomes import Attempts, Fate
+from server.engine.sizing import raised
 from server.store.claim_terms import DETAIL_COLUMNS, TakenUnit, taken_unit, usable_replicas
 from server.store.codes import UNIT_CODES, UNIT_READY, UNIT_STATES
 from server.store.schema import bucket, unit, unit_count, unit_delta, unit_detail
 
 MEBIBYTE = 1024 * 1024
+MOST_MB = 2**31 - 1
+"""The largest size that the narrow row holds: larger than any slot's disk in any case."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ def create(connection: Connection, task_id: int, units: Sequence[NewUnit], now: 
 
 
 def _mebibytes(file: FileSpec | None) -> int:
-    return -(-(file.size or 0) // MEBIBYTE) if file else 0
+    return min(MOST_MB, -(-(file.size or 0) // MEBIBYTE)) if file else 0
 
 
 def _detail(unit_id: int, new: NewUnit) -> dict[str, Any]:
@@ -253,7 +256,7 @@ def _settled(row: UnitRow, to: Fate) -> dict[str, object]:
 def move_all(connection: Connection, task_id: int, sources: Iterable[UnitState], target: UnitState, now: float) -> int:
     """Move all units of a task from some states to another; the number moved.
 
-    Going to ready also forgets the job and the failures: another generation of attempts.
+    Going to ready also forgets the job, the failures and the place behind others: another round of attempts.
     """
     codes = [UNIT_CODES[state] for state in sources]
     before = connection.execute(
@@ -265,6 +268,7 @@ def move_all(connection: Connection, task_id: int, sources: Iterable[UnitState],
     values: dict[str, object] = {"state": UNIT_CODES[target]}
     if target == UnitState.READY:
         values |= {"job_id": None, "payload_failures": 0, "site_failures": 0, "lost_pilots": 0, "preemptions": 0}
+        values["seq"] = unit.c.seq.bitwise_and(raised(-1, 0))
     for start in range(0, len(before), 10_000):
         ids = [row.id for row in before[start : start + 10_000]]
         connection.execute(update(unit).where(unit.c.id.in_(ids)).values(**values))

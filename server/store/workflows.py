@@ -103,8 +103,9 @@ def tasks_in(connection: Connection, states: Iterable[TaskState], limit: int = 1
 
 
 def children(connection: Connection, task_id: int) -> list[TaskRow]:
-    """The tasks that a task feeds."""
-    return _all(connection, _TASKS.where(task.c.parent_id == task_id).order_by(task.c.id))
+    """The tasks that a task feeds; their rows are held until the transaction ends, after the parent's."""
+    query = _TASKS.where(task.c.parent_id == task_id).order_by(task.c.id)
+    return _all(connection, query.with_for_update(of=task))
 
 
 def _all(connection: Connection, query: Select[Any]) -> list[TaskRow]:

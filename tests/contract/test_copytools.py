@@ -455,6 +455,53 @@ def test_stage_out_that_takes_too_long(storage: Storage, job: Path) -> None:
     assert storage.names() == set()
 
 
+# --- somebody else at the same time
+
+
+class Interference(threading.Event):
+    """A cancel event that is never set, but does something once when it is asked and a condition holds."""
+
+    def __init__(self, condition: Callable[[], bool], act: Callable[[], object]) -> None:
+        super().__init__()
+        self.done = False
+        self._condition = condition
+        self._act = act
+
+    def is_set(self) -> bool:
+        if not self.done and self._condition():
+            self.done = True
+            self._act()
+        return False
+
+
+def test_a_twin_that_was_quicker_is_not_overwritten(storage: Storage, job: Path) -> None:
+    (job / "f").write_bytes(DATA)
+    folder = storage.path("f").parent
+    twin = Interference(bytes_arrive(folder), lambda: storage.put("f", b"of a winner"))
+    assert code_of(copy_out(storage, transfer(storage.url("f"), job / "f"), twin)) is ErrorCode.FILE_EXISTS
+    assert twin.done
+    assert storage.path("f").read_bytes() == b"of a winner"
+    assert storage.names() == {"f"}
+
+
+def test_storage_that_damages_what_it_stores(storage: Storage, job: Path) -> None:
+    (job / "f").write_bytes(DATA)
+    folder = storage.path("f").parent
+
+    def part() -> Path:
+        return next(path for path in folder.iterdir() if path.name.endswith(".part"))
+
+    def damage() -> None:
+        with part().open("r+b") as stream:
+            stream.seek(1_000_000)
+            stream.write(b"damage")
+
+    whole = Interference(lambda: bytes_arrive(folder)() and part().stat().st_size == len(DATA), damage)
+    assert code_of(copy_out(storage, transfer(storage.url("f"), job / "f"), whole)) is ErrorCode.PUT_ADLER32_MISMATCH
+    assert whole.done
+    assert storage.names() == set()
+
+
 # --- the file copytool's modes
 
 
@@ -607,6 +654,35 @@ def test_real_xrootd_stalled_transfer_does_not_keep_the_process(fragile: XrootdS
     )
     assert (done.stdout.strip(), done.returncode) == ("STAGE_IN_TIMEOUT", 0), done.stderr
     assert time.monotonic() - begun < 10
+
+
+@pytest.fixture
+def forgetful(services_folder: Path) -> Iterator[XrootdStorage]:
+    """An XRootD server that holds what a lost client did not close for a second only (ten minutes by default)."""
+    require(install)
+    server = XrootdServer(services_folder / f"forgetful-{uuid.uuid4().hex}", ["ofs.persist auto hold 1"])
+    server.start()
+    try:
+        yield XrootdStorage(server)
+    finally:
+        server.stop()
+
+
+def test_real_xrootd_server_drops_the_upload_of_a_pilot_that_died(forgetful: XrootdStorage, job: Path) -> None:
+    storage = forgetful
+    script = (
+        "import sys, threading; from pathlib import Path\n"
+        "from pilot.copytool import TransferRequest, load_copytool\n"
+        "request = TransferRequest(sys.argv[1], Path(sys.argv[2]), None, None, 'f', 60.0)\n"
+        "load_copytool('xrootd').copy_out([request], cancel=threading.Event())\n"
+    )
+    pilot = subprocess.Popen([sys.executable, "-c", script, storage.url("f"), str(large_output(job))], cwd=ROOT)
+    try:
+        wait_until(bytes_arrive(storage.path("f").parent), "the transfer is under way", 20)
+    finally:
+        pilot.kill()
+        pilot.wait()
+    wait_until(lambda: storage.names() == set(), "the server drops the upload", 20)
 
 
 def test_real_xrootd_many_checksums_are_not_sent_away_for_30_seconds(xrootd: XrootdServer, job: Path) -> None:

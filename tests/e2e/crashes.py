@@ -9,7 +9,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
@@ -41,6 +41,7 @@ done
 ENTERED = re.compile(rb" pilot\.jobs: job (\d+): ([a-z_]+)\n")
 REGISTERED = re.compile(rb" pilot (\d+) of worker (\w+) in queue ")
 GLANCE_S = 0.0002
+AWAIT_S = 0.5
 
 
 class Campaign:
@@ -239,8 +240,8 @@ class Assassin:
                     if not jobs:
                         continue
                     tries += 1
-                    while await_good and not good(jobs[-1]) and time.monotonic() < end:
-                        time.sleep(GLANCE_S)
+                    if await_good:
+                        _wait_briefly(lambda: good(jobs[-1]))
                     if self._stopped(follower, jobs[-1], phase, good):
                         return Kill(jobs[-1], follower.folder.parent.name, time.time(), tries)
                 time.sleep(GLANCE_S)
@@ -275,10 +276,18 @@ class Assassin:
             if landed:
                 process.kill()
         finally:
-            process.resume()
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
         if landed:
             self._campaign.system.wait(lambda: gone(process), f"{process} dies", 10.0)
         return landed
+
+
+def _wait_briefly(condition: Callable[[], bool]) -> None:
+    """Until it holds; it may never."""
+    end = time.monotonic() + AWAIT_S
+    while not condition() and time.monotonic() < end:
+        time.sleep(GLANCE_S)
 
 
 # ---------------------------------------------------------------- workers

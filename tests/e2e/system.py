@@ -14,11 +14,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -40,7 +38,10 @@ from common.wire import (
     UnitView,
     WorkflowView,
 )
+from tests.e2e.program import STOP_S, Deadline, Program, gone, pilotage, processes_of, wait_for, words_of
 from tests.services.base import free_port
+
+__all__ = ["Deadline", "Program", "System", "gone", "wait_for"]
 
 T = TypeVar("T")
 
@@ -57,174 +58,7 @@ FAST = {
 PILOT_FAST = {"PILOTAGE_PILOT_WATCH_S": "0.2", "PILOTAGE_PILOT_MEMORY_GRACE_S": "0.3"}
 """Configuration of the pilots; ``pilot_environment`` overrides it."""
 DEADLINE_S = 60.0
-START_S = 60.0
-STOP_S = 25.0
-POLL_S = 0.05
 ALL = 100_000
-
-
-class Deadline(AssertionError):
-    """What was waited for did not happen."""
-
-
-def wait_for(condition: Callable[[], Optional[T]], what: Union[str, Callable[[], str]], deadline: float) -> T:
-    """What ``condition`` gives as soon as it is true; raises Deadline with ``what`` after ``deadline`` seconds."""
-    end = time.monotonic() + deadline
-    while True:
-        found = condition()
-        if found:
-            return found
-        if time.monotonic() > end:
-            raise Deadline(f"not within {deadline:g} s: {what() if callable(what) else what}")
-        time.sleep(POLL_S)
-
-
-def pilotage(*arguments: str) -> list[str]:
-    """The command ``pilotage`` of the Python that runs the tests."""
-    return [sys.executable, "-m", "common.cli.main", *arguments]
-
-
-def gone(process: psutil.Process) -> bool:
-    """Whether a process has ended (a zombie has)."""
-    try:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
-def processes_of(folder: Path) -> list[psutil.Process]:
-    """The living processes that were told of the folder: by their command, their working directory or their environment."""
-    found, wanted = [], str(folder)
-    for process in psutil.process_iter():
-        try:
-            told = [*process.cmdline(), process.cwd(), *process.environ().values()]
-            if process.pid != os.getpid() and any(wanted in text for text in told) and not gone(process):
-                found.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return found
-
-
-class Program:
-    """One program of ours as a process in a session of its own; its output goes to ``log``."""
-
-    def __init__(
-        self, name: str, argv: Sequence[str], folder: Path, environment: Mapping[str, str], ready: Callable[[], bool]
-    ) -> None:
-        self.name = name
-        self.log = folder / f"{name}.log"
-        self._argv = list(argv)
-        self._folder = folder
-        self._environment = dict(environment)
-        self._ready = ready
-        self._process: Optional[subprocess.Popen[bytes]] = None
-
-    @property
-    def pid(self) -> int:
-        """The main process; raises AssertionError when it is not running."""
-        assert self._process is not None and self.running, f"{self.name} is not running\n{self.tail()}"
-        return self._process.pid
-
-    @property
-    def running(self) -> bool:
-        """Whether the main process lives."""
-        return self._process is not None and self._process.poll() is None
-
-    @property
-    def returncode(self) -> Optional[int]:
-        """How its last run ended, below zero by a signal; None while it runs."""
-        return None if self._process is None else self._process.poll()
-
-    def start(self, *, wait: bool = True) -> None:
-        """Start it and, unless told otherwise, wait until it is ready."""
-        assert not self.running, f"{self.name} runs already"
-        with self.log.open("ab") as output:
-            self._process = subprocess.Popen(
-                self._argv,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                cwd=self._folder,
-                env=self._environment,
-                start_new_session=True,
-            )
-        if wait:
-            wait_for(lambda: not self.running or self._ready(), lambda: f"{self.name} ready\n{self.tail()}", START_S)
-            assert self.running, f"{self.name} ended with {self._process.poll()}\n{self.tail()}"
-
-    def stop(self, deadline: float = STOP_S) -> int:
-        """SIGTERM; its exit code. Fails when it, or a child of it, is still there after ``deadline`` seconds."""
-        return self._end(signal.SIGTERM, deadline)
-
-    def kill9(self, deadline: float = STOP_S) -> None:
-        """SIGKILL to the main process alone; returns when its helper processes have noticed and left."""
-        self._end(signal.SIGKILL, deadline)
-
-    def kill9_all(self, deadline: float = STOP_S) -> None:
-        """SIGKILL to the main process and its helpers, stopped first so that none of them sees another one die."""
-        family = self._family()
-        assert self._process is not None and family, f"{self.name} was not running\n{self.tail()}"
-        for send in (psutil.Process.suspend, psutil.Process.kill):
-            for process in family:
-                with suppress(psutil.NoSuchProcess):
-                    send(process)
-        self._process.wait(deadline)
-        wait_for(lambda: all(map(gone, family)), lambda: f"{self.name}: {family} end", deadline)
-
-    def freeze(self) -> None:
-        """SIGSTOP to the main process and its children: it is there, but answers nothing."""
-        for process in self._family():
-            process.suspend()
-
-    def thaw(self) -> None:
-        """The end of :meth:`freeze`."""
-        for process in self._family():
-            process.resume()
-
-    def destroy(self) -> None:
-        """Whatever is left of it is killed: for the end of a test that failed."""
-        if self._process is None:
-            return
-        for process in self._family():
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        self._process.wait()
-
-    def text(self) -> str:
-        """All that it has written."""
-        return self.log.read_text(errors="replace") if self.log.exists() else ""
-
-    def tail(self, characters: int = 3000) -> str:
-        """The end of its log."""
-        return f"--- {self.log}\n{self.text()[-characters:]}"
-
-    def _end(self, number: signal.Signals, deadline: float) -> int:
-        family = self._family()
-        assert self._process is not None and family, f"{self.name} was not running\n{self.tail()}"
-        self._process.send_signal(number)
-        try:
-            code = self._process.wait(deadline)
-        except subprocess.TimeoutExpired:
-            raise Deadline(f"{self.name} did not end within {deadline:g} s of {number.name}\n{self.tail()}") from None
-        left = [process for process in family if not gone(process)]
-        wait_for(lambda: all(map(gone, left)), lambda: f"{self.name} left {left}\n{self.tail()}", deadline)
-        return code
-
-    def _family(self) -> list[psutil.Process]:
-        if self._process is None or self._process.poll() is not None:
-            return []
-        with suppress(psutil.NoSuchProcess):
-            main = psutil.Process(self._process.pid)
-            # Workers are in sessions of their own: they are no part of harvester.
-            children = main.children(recursive=True)
-            return [main, *(child for child in children if _session(child) == main.pid)]
-        return []
-
-
-def _session(process: psutil.Process) -> int:
-    with suppress(ProcessLookupError):
-        return os.getsid(process.pid)
-    return -1
 
 
 class System:
@@ -317,7 +151,7 @@ class System:
     def _destroy(self) -> list[str]:
         """Kill whatever is left; what that was."""
         self.api.close()
-        left = [f"{process.pid} {' '.join(_words(process))}" for process in processes_of(self.folder)]
+        left = [f"{process.pid} {' '.join(words_of(process))}" for process in processes_of(self.folder)]
         for program in (self.harvester, self.server):
             program.destroy()
         end = time.monotonic() + STOP_S
@@ -478,14 +312,14 @@ class System:
     @property
     def pilots(self) -> list[psutil.Process]:
         """The living pilots (not the wrappers around them), those of a harvester that was killed too."""
-        return [process for process in processes_of(self.workers) if _is_pilot(_words(process))]
+        return [process for process in processes_of(self.workers) if _is_pilot(words_of(process))]
 
     def payloads(self, text: str) -> list[psutil.Process]:
         """The living processes of this system whose command line holds ``text``, pilots and programs left out."""
         return [
             process
             for process in processes_of(self.folder)
-            if any(text in word for word in _words(process)) and "common.cli.main" not in _words(process)
+            if any(text in word for word in words_of(process)) and "common.cli.main" not in words_of(process)
         ]
 
     def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -554,12 +388,6 @@ class System:
         done = self.cli("server", "token", "--role", "harvester", "--subject", "test", "--ttl", "1d")
         assert done.returncode == 0, done.stderr
         write_secret_file(self.folder / "harvester.token", done.stdout.strip())
-
-
-def _words(process: psutil.Process) -> list[str]:
-    with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-        return list(process.cmdline())
-    return []
 
 
 def _is_pilot(words: list[str]) -> bool:

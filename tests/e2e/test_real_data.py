@@ -21,33 +21,19 @@ DIMUON = "uproot-Zmumu"
 DIMUON_FILES = 5
 DIMUON_EVENTS, IN_Z_WINDOW = 2304, 1784
 """Of every dimuon file: its events, and those with 80 < M < 100 GeV."""
+NANOAOD_EVENTS = 200
 
 COUNT = """#!/usr/bin/env python3
 import json, os
-import numpy, uproot
-
-MUON_MASS = 0.1056583755  # GeV, PDG
-
-
-def dimuon_masses(tree):
-    if "M" in tree.keys():
-        return tree["M"].array(library="np")
-    # NanoAOD: the invariant mass of the first two muons of opposite charge, from pt, eta and phi.
-    muons = tree.arrays(["Muon_pt", "Muon_eta", "Muon_phi", "Muon_charge"])
-    two = muons[[len(each) >= 2 for each in muons["Muon_pt"]]]
-    if not len(two):
-        return numpy.zeros(0)
-    pt, eta, phi, charge = (numpy.asarray(two["Muon_" + name][:, :2]) for name in ("pt", "eta", "phi", "charge"))
-    square = 2 * pt[:, 0] * pt[:, 1] * (numpy.cosh(eta[:, 0] - eta[:, 1]) - numpy.cos(phi[:, 0] - phi[:, 1]))
-    return numpy.sqrt(square)[charge[:, 0] != charge[:, 1]]
-
+import uproot
 
 for path in open(os.environ["PILOTAGE_INPUT_FILES"]).read().split():
     with uproot.open(path) as file:
         tree = file["events"] if "events" in file else file["Events"]
-        masses = dimuon_masses(tree)
         counted = {"file": os.path.basename(path), "tree": tree.name, "events": tree.num_entries}
-    counted["in_window"] = int(((80 < masses) & (masses < 100)).sum())
+        if "M" in tree.keys():
+            masses = tree["M"].array(library="np")
+            counted["in_window"] = int(((80 < masses) & (masses < 100)).sum())
     with open("count-" + os.path.basename(path) + ".result", "w") as out:
         json.dump(counted, out)
     print("counted", json.dumps(counted), "in", "container" if "APPTAINER_NAME" in os.environ else "the open")
@@ -117,7 +103,7 @@ def check_results(system: System, task: int, xrootd: XrootdServer, total: int) -
     assert len(dimuon) == DIMUON_FILES
     assert {(count["events"], count["in_window"]) for count in dimuon} == {(DIMUON_EVENTS, IN_Z_WINDOW)}
     (nano,) = [count for count in counts if count not in dimuon]
-    assert nano["tree"] == "Events" and nano["events"] == 200
+    assert (nano["tree"], nano["events"]) == ("Events", NANOAOD_EVENTS)
     assert sum(job.metrics["stage_in_bytes"] for job in jobs) == sum(unit.size or 0 for unit in system.units(task))
 
 

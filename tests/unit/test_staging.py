@@ -163,6 +163,13 @@ def test_no_replica(tmp_path: Path) -> None:
     assert result.error.code is ErrorCode.REPLICA_NOT_FOUND
 
 
+def test_distance_101_means_never(tmp_path: Path) -> None:
+    tool = ScriptedTool({"fake://a/f": [None]})
+    result = stage_in([tool], InputFile("test:f", 9, None, [Replica("A", "fake://a/f", 101)]), tmp_path)
+    assert result.error.code is ErrorCode.REPLICA_NOT_FOUND
+    assert tool.calls == []
+
+
 def test_no_protocol(tmp_path: Path) -> None:
     result = stage_in(["file"], some_input("davs://a/f?token=secret"), tmp_path)
     assert result.error.code is ErrorCode.REPLICA_NOT_FOUND

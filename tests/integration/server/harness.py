@@ -191,10 +191,14 @@ class Site:
 
     def submit(self, *stages: StageSpec, name: str = "u", **more: Any) -> list[int]:
         """Submit a workflow and let the agents resolve it; the ids of its tasks."""
-        request = WorkflowRequest(name="w", stages=list(stages), **more)
-        view = self.user("POST", "/v1/workflows", request, WorkflowView, name)
+        ids = self.submit_only(*stages, name=name, **more)
         self.agents()
-        return [task.id for task in view.tasks]
+        return ids
+
+    def submit_only(self, *stages: StageSpec, name: str = "u", **more: Any) -> list[int]:
+        """Submit a workflow; the ids of its tasks."""
+        request = WorkflowRequest(name="w", stages=list(stages), **more)
+        return [task.id for task in self.user("POST", "/v1/workflows", request, WorkflowView, name).tasks]
 
     def counter(self, count: int, **more: Any) -> int:
         """A task over a counter; its id."""

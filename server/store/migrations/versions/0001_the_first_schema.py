@@ -30,7 +30,7 @@ def upgrade() -> None:
         sa.Column("time", sa.Double(), nullable=False),
         sa.Column("kind", sa.String(length=32), nullable=False),
         sa.Column("subject", sa.String(length=16), nullable=False),
-        sa.Column("subject_id", sa.String(length=255), nullable=False),
+        sa.Column("subject_id", sa.Text(), nullable=False),
         sa.Column("task_id", sa.BigInteger(), nullable=True),
         sa.Column("job_id", sa.BigInteger(), nullable=True),
         sa.Column("source", sa.String(length=16), nullable=True),
