@@ -147,7 +147,7 @@ class _Client:
     """What both directions share.
 
     ``copytools`` are names, or tools made with options, in order of choice. ``max_parallel`` files are transferred
-    at a time. Each place is tried up to ``attempts`` times, with ``backoff`` between the rounds, all within
+    at a time. Each place is tried up to ``attempts_per_replica`` times, with ``backoff`` between the rounds, all within
     ``deadline_s`` seconds from the call. ``cancel`` ends everything within seconds. ``clock`` gives monotonic seconds.
 
     Raises :class:`PilotageError` ``UNKNOWN_COPYTOOL`` for a copytool that there is not.

@@ -6,6 +6,7 @@ One contract suite (``tests/contract/test_copytools.py``) runs over all of them.
 from __future__ import annotations
 
 import errno
+import hashlib
 import logging
 import os
 import re
@@ -25,6 +26,9 @@ from common.checksums import Checksum, parse_checksum
 from common.errors import ErrorCode, PilotageError
 
 log = logging.getLogger(__name__)
+
+#: How temporary names end.
+PART_SUFFIX = ".part"
 
 #: A transfer gets this long besides the time for its bytes, in seconds.
 TIMEOUT_FLOOR_S = 300.0
@@ -155,7 +159,10 @@ class Copytool(ABC):
         return [self._outcome(request, self._store, Direction.OUT, cancel) for request in requests]
 
     def remove(self, urls: Sequence[str], *, cancel: threading.Event) -> list[Optional[PilotageError]]:
-        """Remove files from a storage; ``None`` for each that is gone now, absent before included."""
+        """Remove files from a storage; ``None`` for each that is gone now, absent before included.
+
+        What a transfer that was killed left of such a file goes with it.
+        """
         outcomes: list[Optional[PilotageError]] = []
         for url in urls:
             try:
@@ -293,9 +300,19 @@ def open_output(path: Path) -> int:
         raise local_error(error, str(path)) from error
 
 
-def part_name() -> str:
-    """Give a temporary name: its own for each transfer, and short, however long the final one is."""
-    return f".pilotage-{uuid.uuid4().hex[:16]}.part"
+def part_name(final: str) -> str:
+    """Give a temporary name for the file name ``final``: its own for each transfer, and short, however long that is."""
+    return f"{_part_prefix(final)}{uuid.uuid4().hex[:8]}{PART_SUFFIX}"
+
+
+def is_part_of(name: str, final: str) -> bool:
+    """Say whether ``name`` is a temporary one for ``final``: what a pilot that was killed leaves, and who removes
+    the final file removes as well."""
+    return name.startswith(_part_prefix(final)) and name.endswith(PART_SUFFIX)
+
+
+def _part_prefix(final: str) -> str:
+    return f".pilotage-{hashlib.sha256(os.fsencode(final)).hexdigest()[:16]}-"
 
 
 class PartFile:
@@ -306,7 +323,7 @@ class PartFile:
 
     def __init__(self, final: Path) -> None:
         self.final = final
-        self.path = final.parent / part_name()
+        self.path = final.parent / part_name(final.name)
         self.descriptor = -1
 
     def __enter__(self) -> PartFile:

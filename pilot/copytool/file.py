@@ -20,6 +20,7 @@ from pilot.copytool.base import (
     Transferred,
     TransferRequest,
     expected_checksum,
+    is_part_of,
     local_error,
     make_local_folder,
     open_output,
@@ -145,9 +146,12 @@ class FileCopytool(Copytool):
     def _delete(self, url: str, cancel: threading.Event) -> None:
         path = storage_path(url, Direction.OUT)
         try:
-            path.unlink()
+            with os.scandir(path.parent) as entries:
+                parts = [Path(entry.path) for entry in entries if is_part_of(entry.name, path.name)]
+            for each in [path, *parts]:
+                each.unlink(missing_ok=True)
         except (FileNotFoundError, NotADirectoryError):
-            log.debug("%s was absent already", path)
+            log.debug("%s was absent already, with its folder", path)
         except OSError as error:
             raise storage_error(error, path, Direction.OUT) from error
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import posixpath
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from pilot.copytool.base import (
     Transferred,
     TransferRequest,
     expected_checksum,
+    is_part_of,
     local_error,
     make_local_folder,
     open_output,
@@ -179,7 +181,27 @@ class XrootdCopytool(Copytool):
             log.warning("%s may be left behind: %s", part.shown, error)
 
     def _delete(self, url: str, cancel: threading.Event) -> None:
-        self._remove(Place.parse(url, Direction.OUT), cancel, time.monotonic() + CALL_TIMEOUT_S)
+        place, deadline = Place.parse(url, Direction.OUT), time.monotonic() + CALL_TIMEOUT_S
+        self._remove(place, cancel, deadline)
+        for part in self._parts(place, cancel, deadline):
+            self._remove(part, cancel, deadline)
+
+    def _parts(self, final: Place, cancel: threading.Event, deadline: float) -> list[Place]:
+        """Give what was uploaded for a file and never got its name. Not every server lists folders: then nothing."""
+        folder = final.beside("")
+        status, entries = self._ask(
+            folder,
+            lambda files, timeout: files.dirlist(folder.with_query(), timeout=timeout),
+            Direction.OUT,
+            cancel,
+            deadline,
+        )
+        if not status.ok:
+            if not is_missing(status):
+                log.info("%s cannot be listed: %s", folder.shown, status.message.strip())
+            return []
+        name = posixpath.basename(final.path)
+        return [final.beside(entry.name) for entry in entries if is_part_of(entry.name, name)]
 
     def _remove(self, place: Place, cancel: threading.Event, deadline: float) -> None:
         status, _ = self._ask(

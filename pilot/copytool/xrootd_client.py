@@ -98,7 +98,11 @@ class Place(NamedTuple):
 
     def part(self) -> Place:
         """A temporary place beside this one."""
-        return self._replace(path=posixpath.join(posixpath.dirname(self.path), part_name()))
+        return self.beside(part_name(posixpath.basename(self.path)))
+
+    def beside(self, name: str) -> Place:
+        """The file of that name in the same folder."""
+        return self._replace(path=posixpath.join(posixpath.dirname(self.path), name))
 
 
 class Call(Generic[Result]):

@@ -122,5 +122,9 @@ def _is_dead(holder: str) -> bool:
     pid = rest.partition(":")[0]
     if host != socket.gethostname() or not pid.isdecimal():
         return False
-    # In a container the next process may have the very number of the last.
-    return int(pid) == os.getpid() or not psutil.pid_exists(int(pid))
+    if int(pid) == os.getpid():  # in a container the next process may have the very number of the last
+        return True
+    try:
+        return psutil.Process(int(pid)).status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
+        return True

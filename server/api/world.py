@@ -35,6 +35,11 @@ _ADMIN = allow(Role.ADMIN)
 _USER = allow(Role.USER)
 
 
+MOST_FAULTS = 10_000
+MOST_S = 1_000_000_000
+"""The most that a knob can be turned to."""
+
+
 class SettingValue(msgspec.Struct, forbid_unknown_fields=True):
     """The value of a knob."""
 
@@ -150,8 +155,10 @@ def _put_setting(dispatcher: Dispatcher, call: Call) -> Knobs:
             knobs = read_knobs({**world.settings(connection), key: call.body.value})
         except msgspec.ValidationError as error:
             raise Invalid(f"{key}: {error}", [("$.value", str(error))]) from error
-        if getattr(knobs, key) <= 0:
-            raise Invalid(f"{key} must be more than zero", [("$.value", "give a positive number")])
+        most = MOST_FAULTS if isinstance(getattr(Knobs(), key), int) else MOST_S
+        if not 0 < getattr(knobs, key) <= most:
+            words = f"give a number above 0, at most {most}"
+            raise Invalid(f"{key} is out of range", [("$.value", words)])
         world.put_setting(connection, key, call.body.value)
     dispatcher.changed()
     return knobs

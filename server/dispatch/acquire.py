@@ -22,6 +22,8 @@ from server.store.codes import PilotState
 from server.store.database import Connection
 from server.store.pilots import PilotRow
 
+MAX_UNITS = 10_000
+"""Units of one claim at the most, whatever the task says: a message lists them all."""
 MAX_REFUSALS = 20
 """Refusals told to a pilot; ``why`` tells all."""
 FOREIGN_CHANGE_S = 0.5
@@ -147,8 +149,8 @@ def terms_of(candidate: Candidate, slot: Slot) -> ClaimTerms:
         bucket_id=candidate.bucket_id,
         task_id=candidate.task_id,
         queue=slot.queue.name,
-        limit=candidate.units_per_job,
-        min_units=candidate.min_units,
+        limit=min(candidate.units_per_job, MAX_UNITS),
+        min_units=min(candidate.min_units, MAX_UNITS),
         disk_mb=disk,
     )
 
@@ -211,7 +213,7 @@ def acquire_units(
         if earlier:
             taken = [each for each in units.taken_by(connection, job_id) if each.id in earlier]
         else:
-            terms = ClaimTerms(job.bucket_id, job.task_id, job.queue, limit=request.count)
+            terms = ClaimTerms(job.bucket_id, job.task_id, job.queue, limit=min(request.count, MAX_UNITS))
             taken = list(claims.claim_more(connection, terms, job_id, dispatcher.floors, request.request_id, now))
     return UnitsAcquireReply(units=[assigned_unit(each, look.world, job.site) for each in taken])
 

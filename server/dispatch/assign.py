@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from common.wire import AssignedFile, AssignedUnit, Assignment, FileSpec, Replica, ReplicaSpec
 from server.dispatch.context import Dispatcher
 from server.dispatch.errors import NotFound
+from server.engine.sizing import number_of
 from server.engine.world import NEVER, World
 from server.store import workflows
 from server.store.claims import ClaimedJob, TakenUnit
@@ -48,7 +49,9 @@ def assigned_unit(taken: TakenUnit, world: World, site: str) -> AssignedUnit:
             replicas=nearest_replicas(taken.replicas, world, site),
             attributes=taken.attributes,
         )
-    return AssignedUnit(unit_id=taken.id, seq=taken.seq, file=file, counter=taken.counter, events=taken.events)
+    return AssignedUnit(
+        unit_id=taken.id, seq=number_of(taken.seq), file=file, counter=taken.counter, events=taken.events
+    )
 
 
 def _common_file(file: FileSpec, world: World, site: str) -> AssignedFile:

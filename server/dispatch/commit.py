@@ -29,7 +29,8 @@ from server.dispatch.context import Dispatcher
 from server.dispatch.errors import Conflict, Gone, NotFound, Unprocessable
 from server.dispatch.settle import Said, held_units, settle_units
 from server.engine.naming import name_problem, output_did, output_path
-from server.engine.world import NEVER, World
+from server.engine.workflows import attributes_problem
+from server.engine.world import World
 from server.store import events, jobs, outputs, units, workflows
 from server.store.codes import OutputState
 from server.store.database import Connection
@@ -52,10 +53,11 @@ def record(dispatcher: Dispatcher, pilot: PilotRow, job_id: int, request: Record
     now = dispatcher.now()
     with dispatcher.database.write() as connection:
         job = _hold(connection, job_id, pilot)
-        _check_names(request.outputs, job)
+        _check_files(request.outputs, job)
         known = {row.name: row for row in outputs.of_job(connection, job_id)}
         places = {row.name: (row.did, row.storage, row.path) for row in known.values()}
-        new = _new_places(connection, world, job, [file for file in request.outputs if file.name not in known])
+        unknown = [each for each in enumerate(request.outputs) if each[1].name not in known]
+        new = _new_places(connection, world, job, unknown)
         for file, *place in new:
             places[file.name] = (place[0], place[1], place[2])
         outputs.record(connection, job_id, job.task_id, new, now)
@@ -74,7 +76,7 @@ def _hold(connection: Connection, job_id: int, pilot: PilotRow) -> JobRow:
 
 
 def _new_places(
-    connection: Connection, world: World, job: JobRow, files: Sequence[OutputRecord]
+    connection: Connection, world: World, job: JobRow, files: Sequence[tuple[int, OutputRecord]]
 ) -> list[tuple[OutputRecord, str, str, str]]:
     task = workflows.get_task(connection, job.task_id)
     if task is None:
@@ -87,11 +89,11 @@ def _new_places(
             choose_storage(world, job.site, wanted.get(file.pattern or ""), f"$.outputs[{index}]"),
             output_path(task.scope, task.id, job.id, file.name),
         )
-        for file in files
+        for index, file in files
     ]
 
 
-def _check_names(files: Sequence[OutputRecord], job: JobRow) -> None:
+def _check_files(files: Sequence[OutputRecord], job: JobRow) -> None:
     problems = []
     seen: set[str] = set()
     for index, file in enumerate(files):
@@ -101,8 +103,11 @@ def _check_names(files: Sequence[OutputRecord], job: JobRow) -> None:
         if problem:
             problems.append((f"$.outputs[{index}].name", problem))
         seen.add(file.name)
+        odd = attributes_problem(file.attributes)
+        if odd:
+            problems.append((f"$.outputs[{index}].attributes", odd))
     if problems:
-        raise Unprocessable("names of outputs cannot be used", problems)
+        raise Unprocessable("outputs cannot be recorded so", problems)
 
 
 def choose_storage(world: World, site: str, wanted: str | None, path: str) -> str:
@@ -112,11 +117,7 @@ def choose_storage(world: World, site: str, wanted: str | None, path: str) -> st
         Unprocessable: none does; it carries error 1133.
     """
     names = [wanted] if wanted is not None else list(world.storages)
-    able = [
-        (world.distance(site, each), each)
-        for each in names
-        if world.writable(each) and world.distance(site, each) < NEVER and world.urls(each, "x", site, write=True)
-    ]
+    able = [(world.distance(site, each), each) for each in names if world.takes(each, site)]
     if not able:
         which = f"storage {wanted} takes" if wanted is not None else "no storage takes"
         raise Unprocessable(

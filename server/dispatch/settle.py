@@ -10,7 +10,7 @@ from common.states import JobState, UnitState
 from common.wire import BadReplica, UnitOutcome
 from server.dispatch.context import Look
 from server.engine.outcomes import Fate, fate, outcome_of
-from server.store import events, units, workflows
+from server.store import events, faults, units, workflows
 from server.store.database import Connection
 from server.store.jobs import JobRow
 from server.store.units import UnitRow
@@ -72,8 +72,19 @@ def settle_units(
             locations = look.world.locations_of(left[row.id])
             bucket_id = units.bucket_for(connection, row.task_id, locations, now)
         fates.append((row, replace(to, bucket_id=bucket_id)))
+    _note_site(connection, job, [each for each in fates if each[0].id not in left], now)
     units.settle(connection, fates, (said.error_code, said.error_detail), now)
     return {row.id: to.state for row, to in fates}
+
+
+def _note_site(connection: Connection, job: JobRow, fates: Sequence[tuple[UnitRow, Fate]], now: float) -> None:
+    """Faults of a site in a row keep it from failing the rest; a success ends them. A bad replica is none of its."""
+    if any(to.state == UnitState.DONE for _, to in fates):
+        faults.forget(connection, job.bucket_id, job.site)
+    elif any(to.attempts.site > row.attempts.site for row, to in fates):
+        n = faults.note(connection, job.bucket_id, job.site, now)
+        detail = {"site": job.site, "in_a_row": n}
+        events.add(connection, events.Event(now, "SITE_FAULT", "site", job.site, job.task_id, job.id, detail=detail))
 
 
 def _outcome(row: UnitRow, said: Said, left: Sequence[str] | None) -> UnitOutcome:

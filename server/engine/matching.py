@@ -8,7 +8,7 @@ What passes is ordered by the share that is furthest below its target, then by o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from common.states import CLAIMABLE_TASK_STATES, ResourceState, TaskState
 from common.wire import Gpu, GpuRequest, Offer, QueueSpec, Refusal, Requirements, Shape
@@ -16,10 +16,19 @@ from server.engine.world import FAR, NEVER, World
 
 
 @dataclass(frozen=True)
+class SiteFaults:
+    """How often in a row jobs of a bucket failed at a site by the site's fault, and until when it gets no more."""
+
+    n: int
+    until: float
+
+
+@dataclass(frozen=True)
 class Candidate:
     """A bucket that may have ready units, with what matching needs of its task.
 
-    ``unit_mb`` is the size of the largest input file among its units.
+    ``unit_mb`` is the size of the largest input file among its units. ``output_storages`` are those that the task's
+    outputs name, None for an output that names none. ``site_faults`` are the sites where it keeps failing.
     """
 
     bucket_id: int
@@ -38,6 +47,8 @@ class Candidate:
     max_distance: int = FAR
     far_after_s: float = 0.0
     needs_container: bool = False
+    output_storages: tuple[str | None, ...] = ()
+    site_faults: Mapping[str, SiteFaults] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -141,9 +152,25 @@ def _first_refusal(candidate: Candidate, slot: Slot, world: World, distance: int
         return "storage", f"no storage of {', '.join(candidate.locations)} can be read from {slot.queue.site} now"
     if distance > candidate.max_distance:
         return "distance", f"the nearest replica is at distance {distance}, the task allows {candidate.max_distance}"
+    refusal = _output_refusal(candidate, slot.queue.site, world)
+    if refusal is not None:
+        return refusal
+    faults = candidate.site_faults.get(slot.queue.site)
+    if faults is not None and faults.until > now:
+        words = f"its jobs failed {faults.n} times in a row by a fault of {slot.queue.site}"
+        return "site_faults", f"{words}; again in {faults.until - now:.0f} s"
     if distance > 0 and now - candidate.ready_since < candidate.far_after_s:
         wait = candidate.far_after_s - (now - candidate.ready_since)
         return "far_wait", f"a slot at distance {distance} qualifies in {wait:.0f} s"
+    return None
+
+
+def _output_refusal(candidate: Candidate, site: str, world: World) -> tuple[str, str] | None:
+    for name in candidate.output_storages:
+        if name is not None and not world.takes(name, site):
+            return "output_storage", f"storage {name} takes no new files from {site} now"
+        if name is None and not any(world.takes(each, site) for each in world.storages):
+            return "output_storage", f"no storage takes new files from {site} now"
     return None
 
 
@@ -231,6 +258,8 @@ FILTER_NAMES: tuple[str, ...] = (
     *(name for name, _ in _FILTERS),
     "storage",
     "distance",
+    "output_storage",
+    "site_faults",
     "far_wait",
 )
 """All filters, in the order in which they are asked."""

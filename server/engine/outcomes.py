@@ -140,6 +140,15 @@ def _payload_fault(seq: int, attempts: Attempts, caps: Caps, last: bool) -> Fate
     return Fate(UnitState.READY, raised(seq, attempts.payload), attempts)
 
 
+FIRST_WAIT_S = 2.0
+LONGEST_WAIT_S = 900.0
+
+
+def site_wait(n: int) -> float:
+    """Seconds for which a site gets no more of a bucket after ``n`` jobs in a row failed by its fault: 2, 4, 8 … 900."""
+    return float(min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** min(n - 1, 30)))
+
+
 def hopeless(error_code: int | None) -> bool:
     """Whether the table says that no retry can help."""
     if error_code is None:

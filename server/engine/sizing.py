@@ -27,9 +27,14 @@ def tier_of(seq: int) -> int:
     return seq >> TIER_BITS
 
 
+def number_of(seq: int) -> int:
+    """The unit's number in its task, whatever its tier."""
+    return seq & ((1 << TIER_BITS) - 1)
+
+
 def raised(seq: int, payload_failures: int) -> int:
     """The same unit, put behind all that failed less often."""
-    return (payload_failures << TIER_BITS) | (seq & ((1 << TIER_BITS) - 1))
+    return (payload_failures << TIER_BITS) | number_of(seq)
 
 
 def company(limit: int, tier: int) -> int:

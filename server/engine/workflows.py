@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from common.wire import CounterInput, FilesInput, FileSpec, StageInput, StageSpec, WorkflowRequest
 from server.engine.world import World
 
+MAX_LEVELS = 20
+"""Levels of a file's attributes."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -83,6 +86,9 @@ def _check_files(files: list[FileSpec], path: str, world: World) -> Iterator[Pro
         if file.did in seen:
             yield Problem(f"{path}[{index}].did", f"{file.did} is in the list already, at [{seen[file.did]}]")
         seen.setdefault(file.did, index)
+        odd = attributes_problem(file.attributes)
+        if odd:
+            yield Problem(f"{path}[{index}].attributes", odd)
         for number, replica in enumerate(file.replicas):
             if ".." in replica.path.split("/"):
                 yield Problem(f"{path}[{index}].replicas[{number}].path", "'..' leads out of the storage's prefix")
@@ -90,6 +96,18 @@ def _check_files(files: list[FileSpec], path: str, world: World) -> Iterator[Pro
                 yield Problem(
                     f"{path}[{index}].replicas[{number}].storage", _unknown("storage", replica.storage, world.storages)
                 )
+
+
+def attributes_problem(value: object, levels: int = MAX_LEVELS) -> str:
+    """Why a JSON value cannot be an attribute, if so: what can be read at one place must not be too deep at another."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return f"the number {value} has more than 64 bits: send it as text"
+    if not isinstance(value, (dict, list)):
+        return ""
+    if levels == 0:
+        return f"it is more than {MAX_LEVELS} levels deep: make it flatter"
+    inner = value.values() if isinstance(value, dict) else value
+    return next(filter(None, (attributes_problem(each, levels - 1) for each in inner)), "")
 
 
 def _check_places(stage: StageSpec, path: str, world: World, shares: Collection[str]) -> Iterator[Problem]:

@@ -48,6 +48,14 @@ class World:
         spec = self.storages.get(storage)
         return spec is not None and self.readable(storage) and spec.status == ResourceState.ONLINE
 
+    def takes(self, storage: str, site: str) -> bool:
+        """Whether a pilot at ``site`` may write new files to a storage now."""
+        return (
+            self.writable(storage)
+            and self.distance(site, storage) < NEVER
+            and bool(self.urls(storage, "", site, write=True))
+        )
+
     def location_distance(self, site: str, location: str) -> int:
         """From a site to a bucket's location: a storage, or all storages of ``@site``. Unreadable is never."""
         if location.startswith("@"):

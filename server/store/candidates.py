@@ -8,6 +8,7 @@ from sqlalchemy import Connection, func, select, union_all
 from common.states import CLAIMABLE_TASK_STATES, TaskState
 from common.wire import StageSpec
 from server.engine.matching import Candidate
+from server.store import faults
 from server.store.codes import UNIT_READY
 from server.store.schema import bucket, task, unit_count, unit_delta
 
@@ -21,6 +22,7 @@ def load(connection: Connection, *, claimable_only: bool = True) -> list[Candida
     if claimable_only:
         query = query.where(task.c.state.in_([state.value for state in CLAIMABLE_TASK_STATES]))
     rows = connection.execute(query).all()
+    failing = faults.by_bucket(connection)
     ready = _ready(connection, sorted({row.task_id for row in rows}))
     specs: dict[int, StageSpec] = {}
     found = []
@@ -46,6 +48,8 @@ def load(connection: Connection, *, claimable_only: bool = True) -> list[Candida
                 max_distance=spec.max_distance,
                 far_after_s=spec.far_after_s,
                 needs_container=spec.image is not None,
+                output_storages=tuple(sorted({each.storage for each in spec.outputs}, key=str)),
+                site_faults=failing.get(row.id, {}),
             )
         )
     return found

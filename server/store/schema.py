@@ -130,6 +130,16 @@ bucket = Table(
 )
 Index("bucket_maybe_ready", bucket.c.task_id, postgresql_where=bucket.c.maybe_ready, sqlite_where=bucket.c.maybe_ready)
 
+site_fault = Table(
+    "site_fault",
+    metadata,
+    Column("bucket_id", BigId, primary_key=True, autoincrement=False),
+    Column("site", String(255), primary_key=True),
+    Column("n", Integer, nullable=False),
+    Column("until", Double, nullable=False),
+)
+"""Sites at which a bucket's jobs keep failing by the site's fault; the row goes with the first success."""
+
 unit = Table(
     "unit",
     metadata,

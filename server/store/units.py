@@ -29,7 +29,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from common.states import UnitState
 from common.wire import FileSpec, ReplicaSpec, UnitView
 from server.engine.outcomes import Attempts, Fate
-from server.engine.sizing import raised
+from server.engine.sizing import number_of, raised
 from server.store.claim_terms import DETAIL_COLUMNS, TakenUnit, taken_unit, usable_replicas
 from server.store.codes import UNIT_CODES, UNIT_READY, UNIT_STATES
 from server.store.schema import bucket, unit, unit_count, unit_delta, unit_detail
@@ -193,8 +193,9 @@ def settle(
     """
     _check_owner(fates)
     done = [row.id for row, to in fates if to.state == UnitState.DONE]
-    if done:
-        connection.execute(update(unit).where(unit.c.id.in_(done)).values(state=UNIT_CODES[UnitState.DONE]))
+    for start in range(0, len(done), 10_000):
+        ids = done[start : start + 10_000]
+        connection.execute(update(unit).where(unit.c.id.in_(ids)).values(state=UNIT_CODES[UnitState.DONE]))
     others = [(row, to) for row, to in fates if to.state != UnitState.DONE]
     if others:
         connection.execute(_SETTLE, [_settled(row, to) for row, to in others])
@@ -384,7 +385,7 @@ def page(
         UnitView(
             id=row["id"],
             task_id=row["task_id"],
-            seq=row["seq"],
+            seq=number_of(row["seq"]),
             state=UNIT_STATES[row["state"]],
             did=row["did"],
             size=row["size"],

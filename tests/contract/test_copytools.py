@@ -23,6 +23,7 @@ import pytest
 from common.checksums import file_checksum
 from common.errors import ErrorCode
 from pilot.copytool import Copytool, TransferOutcome, TransferRequest, load_copytool
+from pilot.copytool.base import part_name
 from tests.services.base import free_port, require, wait_until
 from tests.services.xrootd import XrootdServer, install
 
@@ -284,6 +285,20 @@ def test_exists_and_remove(storage: Storage) -> None:
     assert not storage.tool.exists(storage.url("absent/folder/f"))
     assert storage.tool.remove([url, storage.url("absent"), url], cancel=NEVER) == [None, None, None]
     assert not storage.tool.exists(url)
+
+
+def test_remove_takes_along_what_a_killed_pilot_left(storage: Storage) -> None:
+    """A bug: the sweep removed recorded names, and what had never got its name stayed for ever."""
+    url = storage.put("f", DATA)
+    left, others = part_name("f"), part_name("another")
+    storage.put(left, DATA[:1000])
+    storage.put(others, DATA[:1000])
+    assert left != part_name("f"), "two transfers of one name share a temporary file"
+    assert storage.tool.remove([url], cancel=NEVER) == [None]
+    assert storage.names() == {others}
+    storage.put(left, DATA[:1000])
+    assert storage.tool.remove([url], cancel=NEVER) == [None], "the file itself never came to be"
+    assert storage.names() == {others}
 
 
 # --- wrong content
@@ -660,7 +675,7 @@ def test_real_xrootd_stalled_transfer_does_not_keep_the_process(fragile: XrootdS
 def forgetful(services_folder: Path) -> Iterator[XrootdStorage]:
     """An XRootD server that holds what a lost client did not close for a second only (ten minutes by default)."""
     require(install)
-    server = XrootdServer(services_folder / f"forgetful-{uuid.uuid4().hex}", ["ofs.persist auto hold 1"])
+    server = XrootdServer(services_folder / f"forgetful-{uuid.uuid4().hex}", ["ofs.persist manual hold 1"])
     server.start()
     try:
         yield XrootdStorage(server)

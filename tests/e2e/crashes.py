@@ -9,7 +9,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
@@ -34,14 +34,16 @@ set -e
 # Leaves its process group, its session and its environment, and would outlive the test.
 env -i CRASH_MARK="$CRASH_MARK-$PILOTAGE_JOB_ID" setsid sleep 3000 &
 sleep {WORK_S}
+if mv "$CRASH_HOLD/in-the-payload" "$CRASH_HOLD/taken" 2>/dev/null; then
+    echo "$$ $PILOTAGE_JOB_ID" > "$CRASH_HOLD/taken"
+    mv "$CRASH_HOLD/taken" "$CRASH_HOLD/held"
+    sleep 3000
+fi
 for file in in-*.txt; do
     {{ echo "$PILOTAGE_JOB_ID"; tr a-z A-Z < "$file"; }} > "out-${{file#in-}}"
 done
 """
-ENTERED = re.compile(rb" pilot\.jobs: job (\d+): ([a-z_]+)\n")
 REGISTERED = re.compile(rb" pilot (\d+) of worker (\w+) in queue ")
-GLANCE_S = 0.0002
-AWAIT_S = 0.5
 
 
 class Campaign:
@@ -52,10 +54,12 @@ class Campaign:
         self.mark = f"crash-{uuid.uuid4().hex}"
         self.inputs = system.storage("inputs")
         self.disk = system.storage("disk")
+        self.hold = system.folder / "hold"
+        self.hold.mkdir(exist_ok=True)
         self._given = {f"{number:04}": f"unit {number} of {self.mark}\n" for number in range(UNITS)}
         self.task_id = system.task(
             jobscript=JOBSCRIPT,
-            environment={"CRASH_MARK": self.mark},
+            environment={"CRASH_MARK": self.mark, "CRASH_HOLD": str(self.hold)},
             input={"kind": "files", "files": [self._input(number) for number in self._given]},
             outputs=[{"pattern": "out-*.txt", "storage": "disk"}],
             files_per_job=FILES_PER_JOB,
@@ -94,13 +98,13 @@ class Campaign:
         counts = self.system.view(self.task_id).units
         assert sum(counts.values()) == UNITS, counts
 
-    def finish(self) -> float:
-        """Wait for the task's end and check everything; how long that end took from now, in seconds."""
-        began = time.monotonic()
+    def finish(self, since: float) -> str:
+        """Wait for the task's end, and check everything; says how many seconds after ``since`` (monotonic) it came."""
         self.system.wait_task(self.task_id, TaskState.DONE.value, DONE_S)
-        took = time.monotonic() - began
+        ended = time.monotonic() - since
         self.check()
-        return took
+        swept = time.monotonic() - since
+        return f"task {self.task_id} done after {ended:.1f} s, storage clean after {swept:.1f} s"
 
     # ------------------------------------------------------------ when it is over
 
@@ -155,6 +159,11 @@ class Campaign:
         folders = [root / "test" / str(self.task_id) / str(job_id) for root in (self.disk, self.inputs)]
         return [path.name for folder in folders for path in folder.glob(f"{self.task_id}.{job_id}.*")]
 
+    def half_written(self, job_id: int) -> list[str]:
+        """The temporary files of a job's uploads on the storages now."""
+        folder = self.disk / "test" / str(self.task_id) / str(job_id)
+        return [path.name for path in folder.glob(".pilotage-*")]
+
     def lost_jobs(self) -> dict[int, float]:
         """The jobs that were given up, and when (seconds since the epoch)."""
         events = self.system.events(task=self.task_id)
@@ -183,111 +192,55 @@ def payloads(mark: str) -> list[str]:
 
 # ---------------------------------------------------------------- pilots
 
-
-@dataclass
-class _Follower:
-    """A pilot, and how far its log was read."""
-
-    process: psutil.Process
-    folder: Path
-    descriptor: int
-    offset: int = 0
-    rest: bytes = b""
-
-    def entered(self) -> list[tuple[int, str]]:
-        """The jobs that have entered a phase since the last call, with that phase."""
-        more = os.pread(self.descriptor, 1 << 20, self.offset)
-        self.offset += len(more)
-        whole, newline, self.rest = (self.rest + more).rpartition(b"\n")
-        return [(int(job), phase.decode()) for job, phase in ENTERED.findall(whole + newline)]
+MOMENTS = {
+    "in-stage-in": r"/jobs/(\d+)/",
+    "in-the-payload": r"^(\d+)$",
+    "between-record-and-upload": r"/test/\d+/(\d+)/",
+    "in-the-upload": r"/test/\d+/(\d+)/",
+    "between-upload-and-confirm": r"/jobs/(\d+):finish$",
+}
+"""The points at which ``hold/sitecustomize.py`` or the payload can hold a pilot, and where they name the job."""
 
 
-@dataclass
+def hold_environment(folder: Path) -> dict[str, str]:
+    """Variables of pilots that can be held, for a system in ``folder``."""
+    paths = [str(Path(__file__).with_name("hold")), os.environ.get("PYTHONPATH", "")]
+    return {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "CRASH_HOLD": str(folder / "system" / "hold")}
+
+
+@dataclass(frozen=True)
 class Kill:
-    """A pilot that was killed with ``job_id`` in the phase that was wanted."""
+    """A pilot that was killed while it was about ``job_id``."""
 
     job_id: int
     worker: str
     time: float
     """Seconds since the epoch."""
-    tries: int
-    """How many pilots were stopped for it, those let go again included."""
 
 
-class Assassin:
-    """Kills a pilot whose job is in a phase, and in no other: it is stopped first, looked at, and killed or let go."""
-
-    def __init__(self, campaign: Campaign, deadline: float = 60.0) -> None:
-        self._campaign = campaign
-        self._deadline = deadline
-        self._followers: dict[int, _Follower] = {}
-
-    def kill(self, phase: str, good: Callable[[int], bool], *, await_good: bool = False) -> Kill:
-        """Kill -9 a pilot while a job of it is in ``phase`` and ``good`` holds for that job.
-
-        ``await_good``: it comes true a moment after the phase has begun, so it is waited for before the pilot is stopped.
-        """
-        end = time.monotonic() + self._deadline
-        look = 0.0
-        tries = 0
-        try:
-            while time.monotonic() < end:
-                if time.monotonic() > look:
-                    self._find_pilots()
-                    look = time.monotonic() + 0.5
-                for follower in list(self._followers.values()):
-                    jobs = [job_id for job_id, entered in follower.entered() if entered == phase]
-                    if not jobs:
-                        continue
-                    tries += 1
-                    if await_good:
-                        _wait_briefly(lambda: good(jobs[-1]))
-                    if self._stopped(follower, jobs[-1], phase, good):
-                        return Kill(jobs[-1], follower.folder.parent.name, time.time(), tries)
-                time.sleep(GLANCE_S)
-        finally:
-            for follower in self._followers.values():
-                os.close(follower.descriptor)
-            self._followers.clear()
-        raise AssertionError(
-            f"no pilot could be killed in {phase} within {self._deadline:g} s; {tries} were stopped and let go\n"
-            f"{self._campaign.system.describe(self._campaign.task_id)}"
-        )
-
-    def _find_pilots(self) -> None:
-        for process in self._campaign.system.pilots:
-            if process.pid in self._followers:
-                continue
-            words = process.cmdline()
-            folder = Path(words[words.index("--work-dir") + 1])
-            if (folder / "pilot.log").exists():
-                descriptor = os.open(folder / "pilot.log", os.O_RDONLY)
-                self._followers[process.pid] = _Follower(process, folder, descriptor, os.fstat(descriptor).st_size)
-
-    def _stopped(self, follower: _Follower, job_id: int, phase: str, good: Callable[[int], bool]) -> bool:
-        process = follower.process
-        if gone(process):
-            return False
-        process.suspend()
-        try:
-            self._campaign.system.wait(lambda: process.status() == psutil.STATUS_STOPPED, f"{process} stops", 5.0)
-            moved_on = any(entered == job_id for entered, _ in follower.entered())
-            landed = not moved_on and good(job_id)
-            if landed:
-                process.kill()
-        finally:
-            with suppress(psutil.NoSuchProcess):
-                process.resume()
-        if landed:
-            self._campaign.system.wait(lambda: gone(process), f"{process} dies", 10.0)
-        return landed
+def kill_pilot(campaign: Campaign, moment: str) -> Kill:
+    """Kill -9 the first pilot that comes to a moment of its next job."""
+    held = campaign.hold / "held"
+    (campaign.hold / moment).touch()
+    campaign.system.wait(held.exists, f"a pilot comes to {moment}", 30.0)
+    pid, _, what = held.read_text().strip().partition(" ")
+    held.unlink()
+    found = re.search(MOMENTS[moment], what)
+    assert found, f"{moment}: {what!r} names no job"
+    job_id = int(found[1])
+    process = _pilot_of(psutil.Process(int(pid)))
+    worker = _worker_of(process)
+    assert worker
+    process.kill()
+    campaign.system.wait(lambda: gone(process), f"{process} dies", 10.0)
+    return Kill(job_id, worker, time.time())
 
 
-def _wait_briefly(condition: Callable[[], bool]) -> None:
-    """Until it holds; it may never."""
-    end = time.monotonic() + AWAIT_S
-    while not condition() and time.monotonic() < end:
-        time.sleep(GLANCE_S)
+def _pilot_of(process: psutil.Process) -> psutil.Process:
+    """The pilot that a process is, or that its payload belongs to."""
+    found = next((one for one in [process, *process.parents()] if _worker_of(one)), None)
+    assert found, f"{process} belongs to no pilot"
+    return found
 
 
 # ---------------------------------------------------------------- workers

@@ -314,6 +314,10 @@ class System:
         """The living pilots (not the wrappers around them), those of a harvester that was killed too."""
         return [process for process in processes_of(self.workers) if _is_pilot(words_of(process))]
 
+    def pilot_logs(self) -> str:
+        """All that the pilots have logged, those that have ended too."""
+        return "".join(path.read_text(errors="replace") for path in self.workers.glob("*/stderr"))
+
     def payloads(self, text: str) -> list[psutil.Process]:
         """The living processes of this system whose command line holds ``text``, pilots and programs left out."""
         return [

@@ -215,13 +215,13 @@ def test_real_apptainer_image_that_does_not_exist_fails_at_once(system: System, 
 
 def test_storage_that_takes_no_files_now_costs_no_attempt(system: System) -> None:
     system.storage("closed")
+    closed = {"name": "closed", "site": "here", "endpoints": [{"url": system.storages["closed"]}]}
+    system.put("/v1/storages/closed", {**closed, "status": "offline"})
     task = system.task(
         jobscript="#!/bin/sh\necho kept-all-the-same\necho x > out.txt\n",
         outputs=[{"pattern": "out.txt", "storage": "closed"}],
         max_attempts=1,
     )
-    closed = {"name": "closed", "site": "here", "endpoints": [{"url": system.storages["closed"]}]}
-    system.put("/v1/storages/closed", {**closed, "status": "offline"})
     failed = system.wait_jobs(task, "failed", deadline=QUICK_S)[0]
     assert failed.error_code == ErrorCode.NO_STORAGE
     assert "closed" in failed.error_detail

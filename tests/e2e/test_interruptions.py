@@ -213,12 +213,12 @@ def test_server_away_while_the_payload_runs(system: System, gate: Path) -> None:
 
 def test_server_away_when_outputs_are_recorded(system: System, gate: Path) -> None:
     task = system.task(jobscript=keep_and_wait(gate), outputs=[{"pattern": "out.txt", "storage": "disk"}])
-    system.wait_jobs(task, "running", deadline=QUICK_S)
+    (job,) = system.wait_jobs(task, "running", deadline=QUICK_S)
     (payload,) = system.payloads("/bin/jobscript")
     system.server.kill9()
     gate.touch()
     wait_for(lambda: gone(payload), "the payload ends", QUICK_S)
-    time.sleep(1.0)  # the pilot finds nobody to record with
+    system.wait(lambda: f"job {job.id}: recording" in system.pilot_logs(), "the pilot wants to record", QUICK_S)
     assert not list(system.folder.glob(f"storages/disk/test/{task}/**/*out.txt"))
     system.server.start()
     system.wait_task(task, "done", QUICK_S)

@@ -77,7 +77,7 @@ class XrootdServer(Service):
             f"all.adminpath {admin}",
             f"all.pidpath {admin}",
             f"xrd.port {self.port}",
-            "xrootd.chksum max 2 adler32",
+            "xrootd.chksum max 16 adler32",
         ]
 
     @property

@@ -13,7 +13,17 @@ from hypothesis import strategies as st
 
 from common.states import CLAIMABLE_TASK_STATES, ResourceState, TaskState
 from common.wire import Endpoint, Gpu, GpuRequest, Offer, QueueSpec, Requirements, Shape, SiteSpec, StorageSpec
-from server.engine.matching import FILTER_NAMES, Candidate, Slot, effective_offer, gpu_fits, match, queue_refusal, rank
+from server.engine.matching import (
+    FILTER_NAMES,
+    Candidate,
+    SiteFaults,
+    Slot,
+    effective_offer,
+    gpu_fits,
+    match,
+    queue_refusal,
+    rank,
+)
 from server.engine.world import World
 
 NOW = 1000.0
@@ -39,6 +49,8 @@ class Situation:
     min_units: int = 1
     max_distance: int = 100
     far_after_s: float = 0.0
+    outputs: tuple[str | None, ...] = ()
+    faults: tuple[str, float] = ("HERE", 0.0)
 
     def world(self) -> World:
         return World(
@@ -72,6 +84,8 @@ class Situation:
             far_after_s=self.far_after_s,
             ready_since=NOW - 60,
             needs_container=self.container,
+            output_storages=self.outputs,
+            site_faults={self.faults[0]: SiteFaults(3, NOW + self.faults[1])},
         )
 
     def refusal(self) -> tuple[str, str] | None:
@@ -120,6 +134,11 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     "merge": ({"min_units": 11}, "the merge waits for 11 files, 10 are ready"),
     "storage": ({"storage": ResourceState.OFFLINE}, "no storage of SE can be read from HERE now"),
     "distance": ({"max_distance": 49}, "the nearest replica is at distance 50, the task allows 49"),
+    "output_storage": ({"outputs": ("GONE",)}, "storage GONE takes no new files from HERE now"),
+    "site_faults": (
+        {"faults": ("HERE", 8.0)},
+        "its jobs failed 3 times in a row by a fault of HERE; again in 8 s",
+    ),
     "far_wait": ({"far_after_s": 100.0}, "a slot at distance 50 qualifies in 40 s"),
 }
 
@@ -156,6 +175,8 @@ def test_the_first_filter_that_says_no_is_the_answer(first: str, second: str) ->
         {"min_units": 10},
         {"max_distance": 50},
         {"far_after_s": 60.0},
+        {"outputs": ("SE", None)},
+        {"faults": ("ELSEWHERE", 8.0)},
         {"container": True},
         {"storage": ResourceState.DRAINING},
         {"wall_s": 0},

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from common.errors import ERRORS, Actor, ErrorCode
 from common.states import FINAL_JOB_STATES, JobState, UnitState
 from common.wire import UnitOutcome
-from server.engine.outcomes import Attempts, Caps, Fate, Fault, fate, fault_of, hopeless, outcome_of
+from server.engine.outcomes import Attempts, Caps, Fate, Fault, fate, fault_of, hopeless, outcome_of, site_wait
 from server.engine.sizing import raised, tier_of
 
 CODES = [None, 4711, *ErrorCode]
@@ -179,3 +179,9 @@ def test_a_fate_is_never_worse_than_it_must_be(
         at_cap = any(step and now >= cap for step, now, cap in zip(grown, astuple(result.attempts), astuple(caps)))
         assert sum(grown) == 1 and (at_cap or hopeless(code))
     assert result.state != UnitState.READY or result.seq & (2**40 - 1) == seq
+
+
+def test_a_failing_site_waits_twice_as_long_each_time_up_to_a_bound() -> None:
+    waits = [site_wait(n) for n in range(1, 40)]
+    assert waits[:4] == [2.0, 4.0, 8.0, 16.0]
+    assert all(after >= before for before, after in zip(waits, waits[1:])) and waits[-1] == 900.0

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from sqlalchemy import delete, insert, select, text, update
 
 from common.states import ResourceState, TaskState, UnitState
-from common.wire import FilesInput, MergeRule, StageInput
+from common.wire import FilesInput, MergeRule, StageInput, UnitsAcquireReply, UnitsAcquireRequest
+from server.dispatch.acquire import MAX_UNITS
 from server.engine.sizing import TIER_BITS, ReadyUnit, prefix
 from server.store import claim_postgres
 from server.store.claims import Claimant, ClaimTerms, Floors, claim_job, take
@@ -398,3 +399,19 @@ def test_real_postgres_walks_the_partial_index_over_200_000_units(postgres: obje
         assert "Seq Scan on unit" not in plan, plan
         assert "Sort" not in locked, plan
         assert "unit_pkey" not in locked, plan
+
+
+def test_a_job_of_very_many_units_once_had_more_than_a_statement_can_name(site: Site) -> None:
+    site.world()
+    task = site.counter(70_000, files_per_job=2**31 - 1)
+    pilot = site.pilot()
+    job = pilot.acquire()
+    assert len(job.units) == MAX_UNITS
+    path = f"/v1/jobs/{job.job_id}/units:acquire"
+    for number in range(6):
+        body = UnitsAcquireRequest(f"request-{number}-", 2**31 - 1)
+        assert len(pilot.post(path, body, UnitsAcquireReply).units) == MAX_UNITS
+    ids = [each.id for each in site.units(task)]
+    pilot.succeed(job, "a", units=ids)
+    assert site.task(task).units == {"done": 70_000}
+    site.check_counts()

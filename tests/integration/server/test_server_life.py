@@ -188,6 +188,7 @@ def test_other_faults_have_caps_of_their_own(site: Site, code: int, knob: str, c
     while found := pilot.ask().jobs:
         pilot.fail(found[0], code)
         rounds += 1
+        site.tick(20)  # a site whose fault it is gets no more for a while
     unit = site.units(task)[0]
     assert (rounds, unit.state, unit.other_failures, unit.payload_failures) == (cap, UnitState.FAILED, cap, 0)
     assert unit.error_code == code
@@ -323,6 +324,7 @@ def test_a_transfer_that_fails_is_the_sites_fault_and_no_bad_replica(site: Site)
     pilot = site.pilot()
     for code in (ErrorCode.STAGE_IN_FAILED, ErrorCode.REPLICA_NOT_FOUND):
         pilot.fail(pilot.acquire(), code, BadReplica("data:a", "disk", ErrorCode.STAGE_IN_FAILED))
+        site.tick(20)
     unit = site.units(task)[0]
     assert (unit.state, unit.other_failures, unit.payload_failures) == (UnitState.READY, 2, 0)
 

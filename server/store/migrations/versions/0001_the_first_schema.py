@@ -168,6 +168,16 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("name"),
     )
     op.create_table(
+        "site_fault",
+        sa.Column(
+            "bucket_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=False, nullable=False
+        ),
+        sa.Column("site", sa.String(length=255), nullable=False),
+        sa.Column("n", sa.Integer(), nullable=False),
+        sa.Column("until", sa.Double(), nullable=False),
+        sa.PrimaryKeyConstraint("bucket_id", "site"),
+    )
+    op.create_table(
         "unit",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
         sa.Column("task_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
@@ -427,6 +437,7 @@ def downgrade() -> None:
             "unit_job", postgresql_where=sa.text("job_id IS NOT NULL"), sqlite_where=sa.text("job_id IS NOT NULL")
         )
 
+    op.drop_table("site_fault")
     op.drop_table("unit")
     op.drop_table("site")
     op.drop_table("share")
