@@ -38,9 +38,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    # A site's fault costs no attempt however long it lasts: the tests end it, not the cap.
-    settings = {"site_failures": 1000}
-    with System(tmp_path_factory.mktemp("failures"), settings=settings, queue={"tags": ["apptainer"]}) as system:
+    with System(tmp_path_factory.mktemp("failures"), queue={"tags": ["apptainer"]}) as system:
         system.storage("disk")
         yield system
 

@@ -193,7 +193,7 @@ def payloads(mark: str) -> list[str]:
 # ---------------------------------------------------------------- pilots
 
 MOMENTS = {
-    "in-stage-in": r"/jobs/(\d+)/",
+    "in-stage-in": r"/jobs/job-(\d+)/",
     "in-the-payload": r"^(\d+)$",
     "between-record-and-upload": r"/test/\d+/(\d+)/",
     "in-the-upload": r"/test/\d+/(\d+)/",

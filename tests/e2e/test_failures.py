@@ -213,20 +213,37 @@ def test_real_apptainer_image_that_does_not_exist_fails_at_once(system: System, 
     assert "nothing.sif" in job.error_detail
 
 
-def test_storage_that_takes_no_files_now_costs_no_attempt(system: System) -> None:
+def test_storage_that_takes_no_files_keeps_its_tasks_waiting(system: System) -> None:
     system.storage("closed")
     closed = {"name": "closed", "site": "here", "endpoints": [{"url": system.storages["closed"]}]}
     system.put("/v1/storages/closed", {**closed, "status": "offline"})
     task = system.task(
-        jobscript="#!/bin/sh\necho kept-all-the-same\necho x > out.txt\n",
-        outputs=[{"pattern": "out.txt", "storage": "closed"}],
+        jobscript="#!/bin/sh\necho x > out.txt\n", outputs=[{"pattern": "out.txt", "storage": "closed"}], max_attempts=1
+    )
+    system.wait_task(task, "ready", QUICK_S)
+    reason = system.cli("why", "--queue", "local", "--json")
+    assert "output_storage" in reason.stdout
+    system.put("/v1/storages/closed", closed)
+    system.wait_task(task, "done", QUICK_S)
+    unit = only_unit(system, task)
+    assert (unit.payload_failures, unit.other_failures) == (0, 0)
+
+
+def test_storage_that_closes_while_the_payload_runs_costs_no_attempt(system: System) -> None:
+    system.storage("closing")
+    closing = {"name": "closing", "site": "here", "endpoints": [{"url": system.storages["closing"]}]}
+    task = system.task(
+        jobscript="#!/bin/sh\necho kept-all-the-same\nsleep 2\necho x > out.txt\n",
+        outputs=[{"pattern": "out.txt", "storage": "closing"}],
         max_attempts=1,
     )
+    system.wait_jobs(task, "running", deadline=QUICK_S)
+    system.put("/v1/storages/closing", {**closing, "status": "offline"})
     failed = system.wait_jobs(task, "failed", deadline=QUICK_S)[0]
     assert failed.error_code == ErrorCode.NO_STORAGE
-    assert "closed" in failed.error_detail
+    assert "closing" in failed.error_detail
     assert "kept-all-the-same" in log_text(system, task, failed.id)
-    system.put("/v1/storages/closed", closed)
+    system.put("/v1/storages/closing", closing)
     system.wait_task(task, "done", QUICK_S)
     unit = only_unit(system, task)
     assert unit.payload_failures == 0 and unit.other_failures >= 1

@@ -1,0 +1,44 @@
+"""``pilotage pilot remove``: what the server's sweep calls, since it has no copytools itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from pilot.cli import pilot
+
+
+def removed(given: str) -> list[dict[str, object]]:
+    result = CliRunner().invoke(pilot, ["remove"], input=given, catch_exceptions=False)
+    assert result.exit_code == 0
+    return [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+
+
+def test_an_answer_for_each_url_in_order(tmp_path: Path) -> None:
+    there, folder = tmp_path / "there is", tmp_path / "folder"
+    there.write_text("x")
+    (folder / "kept").mkdir(parents=True)
+    urls = [there.as_uri(), (tmp_path / "absent").as_uri(), "odd://host/file", folder.as_uri()]
+    answers = removed("\n".join([urls[0], "", f"  {urls[1]}  ", *urls[2:]]))
+    assert [answer["url"] for answer in answers] == urls
+    assert [answer["ok"] for answer in answers] == [True, True, False, False]
+    assert "NO_STORAGE_PROTOCOL" in str(answers[2]["error"]) and answers[0]["error"] == ""
+    assert not there.exists() and (folder / "kept").exists()
+
+
+def test_nothing_asked_nothing_answered() -> None:
+    assert removed("") == []
+
+
+def test_the_sweep_reads_what_the_remover_writes() -> None:
+    """Two programs, one format: neither may import the other."""
+    import msgspec
+
+    from pilot import remove
+    from server.agents import sweep
+
+    said = msgspec.json.encode(remove.Removal("file:///x", False, "why"))
+    read = msgspec.json.decode(said, type=sweep.Removal)
+    assert (read.url, read.ok, read.error) == ("file:///x", False, "why")
