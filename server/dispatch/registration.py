@@ -112,8 +112,10 @@ def report_workers(dispatcher: Dispatcher, request: WorkersReportRequest) -> Wor
         for report in request.workers:
             known = pilots.worker_by_mark(connection, report.mark)
             refusal = _refusal(known, report, request.harvester, set(queues))
-            if known is None and not refusal and pilots.worker_by_secret(connection, report.secret_hash or ""):
-                refusal = "another worker has this secret"
+            if known is None and not refusal:
+                owner = pilots.worker_by_secret(connection, report.secret_hash or "")
+                if owner is not None and owner.mark != report.mark:
+                    refusal = "another worker has this secret"
             if refusal:
                 outcomes.append(WorkerOutcome(report.mark, False, refusal))
                 continue

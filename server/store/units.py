@@ -68,7 +68,8 @@ class UnitRow:
 def create(connection: Connection, task_id: int, units: Sequence[NewUnit], now: float) -> None:
     """Make units of a task, in its buckets."""
     buckets = {
-        locations: bucket_for(connection, task_id, locations, now) for locations in {each.locations for each in units}
+        locations: bucket_for(connection, task_id, locations, now)
+        for locations in dict.fromkeys(each.locations for each in units)
     }
     rows = [
         {

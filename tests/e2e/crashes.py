@@ -290,7 +290,7 @@ def _disagreements(system: System, slots: int) -> Iterator[str]:
     for mark, count in running.items():
         if count > 1 or mark not in live:
             yield f"{count} pilots run for worker {mark}, which is {known.get(mark)}"
-    started = Counter(event.detail.get("worker") for event in system.events() if event.kind == "PILOT_REGISTERED")
+    started = Counter(str(event.detail["worker"]) for event in system.events() if event.kind == "PILOT_REGISTERED")
     for mark, count in started.items():
         if count > 1:
             yield f"{count} pilots registered for worker {mark}"

@@ -606,16 +606,3 @@ def test_the_command_needs_to_know_its_worker(tmp_path: Path) -> None:
     )
     assert done.returncode == ExitCode.WRONG_USAGE
     assert "--worker MARK" in done.stderr
-
-
-def test_one_second_payloads_take_less_than_two_seconds(fake: FakeServer, tmp_path: Path) -> None:
-    """Three here, to be quick; ``test_real_…`` and the benchmark measure more."""
-    with HttpFake(fake) as http:
-        for job_id in (1, 2, 3):
-            fake.add(make_assignment(job_id, "sleep 1; echo x > a.out", outputs=[OutputPattern("*.out")]))
-        with command(http, tmp_path / "work", "--max-jobs", "3") as process:
-            for job_id in (1, 2, 3):
-                fake.report_of(job_id)
-            process.communicate(timeout=30)
-    took = [job.finished - job.acquired for job in fake.jobs.values()]
-    assert max(took) < 2.0, took

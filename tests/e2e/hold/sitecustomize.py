@@ -65,4 +65,4 @@ def putrequest(connection: Any, method: str, url: str, *rest: Any, **more: Any) 
 
 if FOLDER:
     os.open, os.link, os.replace = open_, link, replace  # type: ignore[assignment]
-    http.client.HTTPConnection.putrequest = putrequest  # type: ignore[method-assign]
+    http.client.HTTPConnection.putrequest = putrequest  # type: ignore[assignment,method-assign]
