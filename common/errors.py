@@ -186,7 +186,7 @@ ERRORS: dict[ErrorCode, ErrorInfo] = {
     ErrorCode.HEARTBEAT_LOST: ErrorInfo("The pilot was silent for too long: the node or the network died.", _S, True),
     ErrorCode.DECLARED_LOST: ErrorInfo("The server had declared this job lost; its results came too late.", _N, True),
     ErrorCode.PREEMPTED: ErrorInfo("The batch system took the slot back.", _N, True),
-    ErrorCode.SUPERVISOR_DIED: ErrorInfo("The job's supervisor process was killed; the payload died with it.", _S, True),
+    ErrorCode.SUPERVISOR_DIED: ErrorInfo("The job's supervisor process was killed; the payload died with it. Payloads that kill it, or run the node out of memory, do this.", _U, True, True),
     ErrorCode.UNITS_NOT_PROCESSED: ErrorInfo("The jobscript did not process this unit; another job will.", _N, True),
     ErrorCode.DRAINED: ErrorInfo("The pilot was told to drain before the job could start.", _N, True),
     ErrorCode.TASK_CANCELLED: ErrorInfo("The task was killed while the job ran.", _N, False),

@@ -66,15 +66,27 @@ def _say_up(dispatcher: Dispatcher) -> None:
 
 def run_agents(config: ServerConfig, parent: int | None) -> None:
     """Run the agents in this process until it is told to end; with ``parent``, also when that process ends."""
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    told = _told_to_end()
     if parent is not None:
         die_with_parent(parent)
     runner = Runner(create_dispatcher(config), DUTIES)
     runner.start()
-    stop.wait()
+    logger.info("agents run: %s", ", ".join(agent.name for agent in DUTIES))
+    os.read(told, 1)
     runner.stop()
+
+
+def _told_to_end() -> int:
+    """A descriptor from which a byte can be read when a signal has told this process to end.
+
+    No handler takes a lock: a second signal inside the first one's handler would wait for ever.
+    """
+    told, tell = os.pipe()
+    os.set_blocking(tell, False)
+    signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    return told
 
 
 def die_with_parent(parent: int, number: signal.Signals = signal.SIGTERM) -> None:

@@ -51,6 +51,7 @@ def server(context: click.Context, /, agents_only: bool, web_only: bool, **optio
     if agents_only and web_only:
         raise click.UsageError("--agents-only and --web-only exclude each other")
     setup_logging()
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     prepare(config)
     if agents_only:
         run_agents(config, None)
@@ -88,7 +89,10 @@ def prepare(config: ServerConfig) -> bool:
         PilotageError: the database cannot be used; it says why.
     """
     state = Path(config.state_dir)
-    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise _wrong("state_dir", f"{state}: {error.strerror}; choose a folder of your own") from error
     try:
         dispatcher = create_dispatcher(config)
         changed = upgrade(dispatcher.database)
@@ -106,7 +110,8 @@ def serve(config: ServerConfig, *, with_agents: bool) -> None:
     from granian.constants import Interfaces
     from granian.log import LogLevels
 
-    port = config.port or _free_port(config.host)
+    _check_tls(config)
+    port = _claim_port(config)
     web = Granian(
         target="pilotage",
         address=config.host,
@@ -175,6 +180,24 @@ def _announce(config: ServerConfig, url: str) -> None:
         client.close()
 
 
-def _free_port(host: str) -> int:
-    with socket.create_server((host, 0)) as probe:
-        return int(probe.getsockname()[1])
+def _check_tls(config: ServerConfig) -> None:
+    if bool(config.tls_cert) != bool(config.tls_key):
+        raise _wrong("tls_cert, tls_key", "give both, or neither for plain HTTP")
+    for key in ("tls_cert", "tls_key"):
+        path = getattr(config, key)
+        if path and not os.access(path, os.R_OK):
+            raise _wrong(key, f"{path} cannot be read")
+
+
+def _claim_port(config: ServerConfig) -> int:
+    """The port to listen on. The web server shares ports, so one that is in use has to be noticed here."""
+    try:
+        with socket.create_server((config.host, config.port)) as probe:
+            return int(probe.getsockname()[1])
+    except OSError as error:
+        words = f"{config.host}:{config.port} cannot be listened on: {error.strerror or error}; choose another"
+        raise _wrong("host, port", words) from error
+
+
+def _wrong(key: str, words: str) -> PilotageError:
+    return PilotageError(ErrorCode.BAD_CONFIGURATION, f"[server] {key}: {words}")

@@ -118,6 +118,7 @@ QUEUE_COLUMNS: list[render.Column[QueueSpec]] = [
     ("disk MiB", lambda queue: queue.disk_mb or "any"),
     ("wall s", lambda queue: queue.wall_s or "any"),
     ("GPUs", lambda queue: queue.gpus),
+    ("trusted", lambda queue: "yes" if queue.trusted else "no"),
     ("tags", lambda queue: queue.tags),
     ("copytools", lambda queue: queue.copytools),
 ]
@@ -177,6 +178,7 @@ def set_site(client: Client, name: str, file: Optional[Path], **changes: Any) ->
 @click.option("--disk", "disk_mb", type=size, help="The most scratch disk, such as 100GB.")
 @click.option("--wall", "wall_s", type=duration, help="The longest wall time, such as 2d.")
 @click.option("--gpus", type=click.IntRange(min=0), help="The most GPUs.")
+@click.option("--trusted/--not-trusted", default=None, help="Whether payloads may run without a container.")
 @click.option("--tag", "tags", multiple=True, help="What its slots can do; may be repeated.")
 @click.option("--copytool", "copytools", multiple=True, help="How files are moved there, best first; may be repeated.")
 @click.option("--bind", "container_binds", multiple=True, help="A path that containers see; may be repeated.")

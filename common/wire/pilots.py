@@ -8,7 +8,7 @@ from typing import Annotated, Any, Optional
 import msgspec
 
 from common.states import JobState, UnitState
-from common.wire.base import Checksum, Count, Message, NonNegative, Positive
+from common.wire.base import Checksum, Count, Message, NonNegative, Positive, Text
 from common.wire.workflows import (
     Needs,
     OutputRule,
@@ -35,7 +35,7 @@ class Offer(Message):
     disk_mb: Count = 0
     wall_s: Count = 0
     gpus: list[Gpu] = []
-    tags: list[str] = []
+    tags: Annotated[list[Annotated[str, msgspec.Meta(max_length=255)]], msgspec.Meta(max_length=200)] = []
 
 
 class PilotRegistration(Message):
@@ -166,7 +166,7 @@ class JobReport(Message):
 class HeartbeatRequest(Message):
     """``POST /v1/jobs:heartbeat``: all jobs that the pilot holds, none left out."""
 
-    jobs: list[JobReport] = []
+    jobs: Annotated[list[JobReport], msgspec.Meta(max_length=10_000)] = []
 
 
 class Instruction(str, Enum):
@@ -331,6 +331,6 @@ class FinishReply(Message):
 class PilotEnd(Message):
     """``POST /v1/pilots/{id}:end``: the pilot leaves; ``reason`` and the end of its log are for people."""
 
-    reason: str = ""
+    reason: Text = ""
     error_code: Optional[int] = None
     log_tail: Annotated[str, msgspec.Meta(max_length=65536)] = ""

@@ -32,7 +32,8 @@ class SiteSpec(Strict):
 class Queue(Message, kw_only=True):
     """A computing resource: the most that one slot of it can offer. Zero means no limit.
 
-    Harvester asks for GPUs only where ``gpus`` says that a slot has some.
+    Harvester asks for GPUs only where ``gpus`` says that a slot has some. A payload without an image runs as the pilot's
+    own user, who can read the pilot's credentials: only a ``trusted`` queue gets such work.
     """
 
     name: Name
@@ -43,6 +44,7 @@ class Queue(Message, kw_only=True):
     disk_mb: Count = 0
     wall_s: Count = 0
     gpus: Count = 0
+    trusted: bool = False
     tags: list[str] = []
     copytools: list[Name] = []
     container_binds: list[str] = []

@@ -25,7 +25,9 @@ def reap(dispatcher: Dispatcher) -> int:
         up_since = agents.up_since(connection, LIVENESS_GAP_S, now)
     with dispatcher.database.write(durable=False) as connection:
         jobs.ask_kill_of_dead_tasks(connection, "its task was killed")
-    return 0 if up_since is None else reap_silent(dispatcher, up_since)
+        jobs.clamp_future(connection, now)
+    # An outage shorter than the gap counts as time when the server was up: it alone must lose nothing.
+    return 0 if up_since is None else reap_silent(dispatcher, up_since, LIVENESS_GAP_S)
 
 
 def recount(dispatcher: Dispatcher) -> int:

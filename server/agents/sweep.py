@@ -37,7 +37,7 @@ def sweep_unconfirmed(dispatcher: Dispatcher) -> int:
     look = dispatcher.looks.get()
     before = dispatcher.now() - look.knobs.sweep_after_s
     with dispatcher.database.read() as connection:
-        rows = outputs.unswept(connection, before, BATCH)
+        rows = outputs.unswept(connection, before, look.world.storages, BATCH)
     urls: dict[str, OutputRow] = {}
     for row in rows:
         if row.storage in look.world.storages:
@@ -67,7 +67,7 @@ def _remove(urls: list[str]) -> list[Removal]:
         raise FileNotFoundError("the pilotage command is not installed beside this Python: nothing can be swept")
     done = subprocess.run(
         [program, "pilot", "remove"],
-        input="\n".join(urls).encode(),
+        input=b"\n".join(msgspec.json.encode(url) for url in urls),
         capture_output=True,
         timeout=TIMEOUT_S,
         check=False,

@@ -12,16 +12,17 @@ from server.store.jobs import JobEnd
 BATCH = 500
 
 
-def reap_silent(dispatcher: Dispatcher, up_since: float) -> int:
+def reap_silent(dispatcher: Dispatcher, up_since: float, unnoticed_s: float) -> int:
     """Declare lost what was silent for too long while the server was up; the number of jobs.
 
     Pilots whose worker has ended for the batch system need to be silent for a shorter time only: the batch system's
-    word alone loses nothing, as a heartbeat outranks it.
+    word alone loses nothing, as a heartbeat outranks it. The server may have been away for ``unnoticed_s`` without its
+    books showing it, so that no shorter silence counts.
     """
     now = dispatcher.now()
     knobs = dispatcher.looks.get().knobs
     lost = 0
-    long_ago = now - knobs.heartbeat_timeout_s
+    long_ago = now - max(knobs.heartbeat_timeout_s, unnoticed_s + 2 * knobs.heartbeat_s)
     if up_since <= long_ago:
         with dispatcher.database.read() as connection:
             silent_jobs = jobs.silent(connection, long_ago, BATCH)

@@ -144,6 +144,9 @@ def _first_refusal(candidate: Candidate, slot: Slot, world: World, distance: int
     refusal = queue_refusal(slot, world)
     if refusal is not None:
         return refusal
+    if not candidate.needs_container and not slot.queue.trusted:
+        words = f"the task names no image, and queue {slot.queue.name} is not trusted to run payloads without one"
+        return "trusted", words
     for name, check in _FILTERS:
         detail = check(candidate, slot.offer)
         if detail:
@@ -255,6 +258,7 @@ _FILTERS: tuple[tuple[str, Callable[[Candidate, Offer], str]], ...] = (
 FILTER_NAMES: tuple[str, ...] = (
     "queue",
     "site",
+    "trusted",
     *(name for name, _ in _FILTERS),
     "storage",
     "distance",

@@ -17,8 +17,12 @@ def output_path(scope: str, task_id: int, job_id: int, name: str) -> str:
 
 def name_problem(task_id: int, job_id: int, name: str) -> str:
     """Why ``name`` cannot be an output's, if so: a pilot's word is not trusted."""
-    if name in (".", "..") or any(ord(letter) < 32 or letter in "/:?#%" for letter in name):
-        return f"{name!r} is no file name: it must not hold / : ? # % or control characters"
+    if (
+        name in (".", "..")
+        or name != name.strip()
+        or any(letter in "/:?#%" or not letter.isprintable() for letter in name)
+    ):
+        return f"{name!r} is no file name: it must not hold / : ? # %, what cannot be printed, or spaces at its ends"
     if len(f"{task_id}.{job_id}.{name}".encode()) > MAX_NAME:
         return f"{name!r} is too long: with the task's and the job's id it must fit {MAX_NAME} bytes"
     return ""

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from common.wire import CounterInput, FilesInput, FileSpec, StageInput, StageSpec, WorkflowRequest
-from server.engine.world import World
+from server.engine.world import World, path_problem
 
 MAX_LEVELS = 20
 """Levels of a file's attributes."""
+
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_IMAGE = re.compile(r"(/[^\0\n]*[^/\0\n]|[a-z][a-z0-9+.-]*://[^\s\0]+)\Z")
 
 
 @dataclass(frozen=True)
@@ -47,13 +52,23 @@ def _check_payload(stage: StageSpec, path: str) -> Iterator[Problem]:
         yield Problem(f"{path}.jobscript", "the first line must be a shebang such as #!/bin/sh")
     if stage.jobscript is not None and "\r\n" in stage.jobscript.split("\n", 1)[0] + "\n":
         yield Problem(f"{path}.jobscript", "the first line ends with a carriage return: save it with Unix line ends")
-    for name in stage.environment:
-        if not name.isidentifier() or name.startswith("PILOTAGE_"):
-            yield Problem(f"{path}.environment", f"{name!r} is no name for a variable of yours")
+    yield from _check_strings(stage, path)
     seen = Counter(output.pattern for output in stage.outputs)
     for pattern, count in seen.items():
         if count > 1:
             yield Problem(f"{path}.outputs", f"the pattern {pattern!r} is there {count} times")
+
+
+def _check_strings(stage: StageSpec, path: str) -> Iterator[Problem]:
+    for name, value in stage.environment.items():
+        if not _VARIABLE.match(name) or name.startswith("PILOTAGE_"):
+            yield Problem(f"{path}.environment", f"{name!r} is no name for a variable of yours")
+        if "\0" in value:
+            yield Problem(f"{path}.environment", f"the value of {name} holds a NUL character")
+    if any("\0" in word for word in stage.command or ()):
+        yield Problem(f"{path}.command", "an argument holds a NUL character")
+    if stage.image is not None and not _IMAGE.match(stage.image):
+        yield Problem(f"{path}.image", "give an absolute path to an image, or an address such as docker://…")
 
 
 def _check_input(stage: StageSpec, path: str, request: WorkflowRequest, world: World) -> Iterator[Problem]:
@@ -86,12 +101,15 @@ def _check_files(files: list[FileSpec], path: str, world: World) -> Iterator[Pro
         if file.did in seen:
             yield Problem(f"{path}[{index}].did", f"{file.did} is in the list already, at [{seen[file.did]}]")
         seen.setdefault(file.did, index)
+        if file.did.partition(":")[2] in (".", ".."):
+            yield Problem(f"{path}[{index}].did", "'.' and '..' are no names of files")
         odd = attributes_problem(file.attributes)
         if odd:
             yield Problem(f"{path}[{index}].attributes", odd)
         for number, replica in enumerate(file.replicas):
-            if ".." in replica.path.split("/"):
-                yield Problem(f"{path}[{index}].replicas[{number}].path", "'..' leads out of the storage's prefix")
+            wrong = path_problem(replica.path)
+            if wrong:
+                yield Problem(f"{path}[{index}].replicas[{number}].path", wrong)
             if replica.storage not in world.storages:
                 yield Problem(
                     f"{path}[{index}].replicas[{number}].storage", _unknown("storage", replica.storage, world.storages)

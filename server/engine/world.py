@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from urllib.parse import quote, unquote
 
 from common.states import ResourceState
 from common.wire import Activity, QueueSpec, SiteSpec, StorageSpec
@@ -15,6 +16,10 @@ FAR = 100
 
 MAX_LOCATIONS = 8
 """A bucket names this many storages at the most; beyond it, sites (``@site``), so that buckets stay few."""
+
+
+URL_SAFE = "/~:@!$&'()*+,;="
+"""What may stand in the path of a URL as it is, beside letters, digits and ``_.-``."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,15 @@ class World:
         return [join_url(endpoint.url, path) for endpoint in spec.endpoints if activity in endpoint.activities]
 
 
+def path_problem(path: str) -> str:
+    """Why a replica's path cannot be used, if so: a person's word is not trusted to stay below the prefix."""
+    if any(part in (".", "..") for part in unquote(path).split("/")):
+        return "'.' and '..' lead out of the storage's prefix"
+    if not path.isprintable():
+        return "it holds characters that cannot be printed"
+    return ""
+
+
 def join_url(prefix: str, path: str) -> str:
-    """The URL of ``path`` below ``prefix``. A prefix may end in a slash that counts, as in ``file:///`` or ``root://host//``."""
-    return prefix.removesuffix("/") + "/" + path.lstrip("/")
+    """The URL of ``path`` below ``prefix``: the path is no URL yet, so it is percent-encoded. A prefix may end in a slash that counts, as in ``file:///`` or ``root://host//``."""
+    return prefix.removesuffix("/") + "/" + quote(path.lstrip("/"), safe=URL_SAFE)

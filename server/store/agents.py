@@ -58,4 +58,4 @@ def up_since(connection: Connection, gap_s: float, now: float) -> float | None:
     row = connection.execute(select(liveness).where(liveness.c.id == 1)).first()
     if row is None or row.seen < now - gap_s:
         return None
-    return float(row.up_since)
+    return min(float(row.up_since), now)

@@ -12,7 +12,7 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from common.states import FINAL_JOB_STATES, JobState, TaskState, sources
 from common.wire import FinishReply, JobView, Metrics, OutputRole, Shape
-from server.store.codes import FIRST_FINAL_JOB_CODE, JOB_CODES, JOB_STATES, OutputState
+from server.store.codes import FIRST_FINAL_JOB_CODE, JOB_CODES, JOB_STATES, OutputState, PilotState
 from server.store.schema import job, output, pilot, task, worker
 
 
@@ -191,6 +191,16 @@ def ask_kill_of_dead_tasks(connection: Connection, reason: str) -> int:
 def any_of_task(connection: Connection, task_id: int) -> bool:
     """Whether a task has or had a job."""
     return connection.execute(select(job.c.id).where(job.c.task_id == task_id).limit(1)).first() is not None
+
+
+def clamp_future(connection: Connection, now: float) -> None:
+    """After the clock was set back: nobody was heard of in the future."""
+    connection.execute(
+        update(job).where(job.c.state < FIRST_FINAL_JOB_CODE, job.c.heartbeat > now).values(heartbeat=now)
+    )
+    connection.execute(
+        update(pilot).where(pilot.c.state == PilotState.ACTIVE, pilot.c.heartbeat > now).values(heartbeat=now)
+    )
 
 
 def silent(connection: Connection, before: float, limit: int) -> list[int]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
-from sqlalchemy import Connection, insert, or_, select, update
+from sqlalchemy import Connection, func, insert, or_, select, update
 
 from common.wire import OutputRecord, OutputView
 from server.engine.world import World
@@ -123,23 +123,19 @@ def mark_fed(connection: Connection, ids: Sequence[int]) -> None:
         connection.execute(update(output).where(output.c.id.in_(ids)).values(fed=True))
 
 
-def has_unfed(connection: Connection, task_id: int) -> bool:
-    """Whether confirmed outputs of a task still wait to be fed."""
-    query = select(output.c.id).where(
-        output.c.task_id == task_id, output.c.state == OutputState.CONFIRMED, ~output.c.fed
-    )
-    return connection.execute(query.limit(1)).first() is not None
+def unswept(connection: Connection, before: float, storages: Collection[str], limit: int) -> list[OutputRow]:
+    """Outputs on these storages, recorded before a moment, that no live job can confirm any more.
 
-
-def unswept(connection: Connection, before: float, limit: int) -> list[OutputRow]:
-    """Outputs recorded before a moment that no live job can confirm any more."""
+    In no order, so that some that cannot be removed don't keep the others from their turn.
+    """
     query = (
         select(output)
         .join(job, job.c.id == output.c.job_id)
         .where(output.c.state.in_([int(OutputState.RECORDED), int(OutputState.ABANDONED)]))
         .where(output.c.recorded < before, job.c.state >= FIRST_FINAL_JOB_CODE)
         .where(or_(job.c.ended.is_(None), job.c.ended < before))
-        .order_by(output.c.recorded)
+        .where(output.c.storage.in_(list(storages)))
+        .order_by(func.random())
         .limit(limit)
     )
     return _rows(connection, query)

@@ -191,7 +191,14 @@ class System:
     def put_queue(self, **changes: Any) -> None:
         """Describe the queue again, with other fields."""
         self._queue.update(changes)
-        fields = {"cores": 1, "memory_mb": 1500, "disk_mb": 1500, "copytools": ["file", "xrootd"], **self._queue}
+        fields = {
+            "trusted": True,
+            "cores": 1,
+            "memory_mb": 1500,
+            "disk_mb": 1500,
+            "copytools": ["file", "xrootd"],
+            **self._queue,
+        }
         self.put(f"/v1/queues/{QUEUE_NAME}", {"name": QUEUE_NAME, "site": SITE_NAME, **fields})
 
     def storage(self, name: str, url: Optional[str] = None, *, site: str = SITE_NAME, distance: int = 0) -> Path:

@@ -46,7 +46,7 @@ def world(*queues: QueueSpec) -> World:
 
 
 def queues(count: int, **limits: Any) -> list[QueueSpec]:
-    return [QueueSpec(name=f"Q{n}", site=f"S{n}", **limits) for n in range(count)]
+    return [QueueSpec(trusted=True, name=f"Q{n}", site=f"S{n}", **limits) for n in range(count)]
 
 
 def ask(there: World, candidates: list[Candidate], now: float = NOW) -> dict[str, list[ShapeDemand]]:
@@ -136,19 +136,23 @@ def test_the_order_of_the_queues_does_not_matter() -> None:
 )
 def test_a_queue_that_cannot_run_the_work_is_not_asked(limits: dict[str, Any]) -> None:
     needs = Requirements(cores=2, memory_mb=1000, disk_mb=500, wall_s=3600)
-    there = world(QueueSpec(name="LITTLE", site="A", **limits), QueueSpec(name="LARGE", site="B"))
+    there = world(
+        QueueSpec(trusted=True, name="LITTLE", site="A", **limits), QueueSpec(trusted=True, name="LARGE", site="B")
+    )
     assert pilots(ask(there, [bucket(units=6, needs=needs)])) == {"LITTLE": 0, "LARGE": 6}
 
 
 def test_a_tag_that_a_pilot_finds_out_by_itself_does_not_keep_a_queue_from_being_asked() -> None:
     needs = Requirements(tags=["x86_64", "el9"])
-    there = world(QueueSpec(name="PLAIN", site="A"), QueueSpec(name="EL9", site="B", tags=["el9"]))
+    there = world(
+        QueueSpec(trusted=True, name="PLAIN", site="A"), QueueSpec(trusted=True, name="EL9", site="B", tags=["el9"])
+    )
     assert pilots(ask(there, [bucket(units=6, needs=needs, needs_container=True)])) == {"PLAIN": 0, "EL9": 6}
 
 
 def test_only_a_queue_with_gpus_is_asked_for_gpus() -> None:
     needs = Requirements(gpus=GpuRequest(count=2, vendor="NVIDIA", model="A100", memory_mb=40_000))
-    there = world(*(QueueSpec(name=f"G{n}", site=f"S{n}", gpus=n) for n in range(4)))
+    there = world(*(QueueSpec(trusted=True, name=f"G{n}", site=f"S{n}", gpus=n) for n in range(4)))
     answers = ask(there, [bucket(units=6, needs=needs)])
     assert pilots(answers) == {"G0": 0, "G1": 0, "G2": 3, "G3": 3}
     assert answers["G2"][0].shape.gpus == 2
@@ -200,7 +204,7 @@ def test_a_shape_is_what_the_job_needs() -> None:
 def test_a_shape_holds_the_input_in_steps_and_within_the_queue(
     scratch: int, input_mb: int, limit: int, expected: int
 ) -> None:
-    queue = QueueSpec(name="Q", site="S", disk_mb=limit)
+    queue = QueueSpec(trusted=True, name="Q", site="S", disk_mb=limit)
     assert shape_of(Requirements(disk_mb=scratch), input_mb, queue).disk_mb == expected
 
 

@@ -51,6 +51,7 @@ class Situation:
     far_after_s: float = 0.0
     outputs: tuple[str | None, ...] = ()
     faults: tuple[str, float] = ("HERE", 0.0)
+    trusted: bool = True
 
     def world(self) -> World:
         return World(
@@ -63,7 +64,7 @@ class Situation:
     def slot(self) -> Slot:
         gpu = Gpu("NVIDIA", "Tesla T4", 16_000)
         offer = Offer(cores=8, memory_mb=16_000, disk_mb=10_000, wall_s=7200, gpus=[gpu, gpu], tags=list(self.tags))
-        return Slot(QueueSpec(name="Q", site="HERE", status=self.queue), offer)
+        return Slot(QueueSpec(name="Q", site="HERE", status=self.queue, trusted=self.trusted), offer)
 
     def candidate(self) -> Candidate:
         needs = Requirements(
@@ -117,6 +118,7 @@ def candidate(bucket_id: int = 1, **given: Any) -> Candidate:
 REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     "queue": ({"queue": ResourceState.PAUSED}, "queue Q is paused"),
     "site": ({"site": ResourceState.DRAINING}, "site HERE is draining"),
+    "trusted": ({"trusted": False}, "the task names no image, and queue Q is not trusted to run payloads without one"),
     "task": ({"task": TaskState.PAUSED}, "task 7 is paused"),
     "tags": ({"wanted_tags": ("el9", "zstd", "avx2")}, "the slot lacks avx2, zstd"),
     "container": (
@@ -157,7 +159,11 @@ def test_a_filter_refuses_in_its_own_words(name: str) -> None:
     assert Situation(**changes).refusal() == (name, words)
 
 
-@pytest.mark.parametrize(("first", "second"), list(combinations(FILTER_NAMES, 2)))
+# A task either names an image or does not.
+PAIRS = [pair for pair in combinations(FILTER_NAMES, 2) if pair != ("trusted", "container")]
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS)
 def test_the_first_filter_that_says_no_is_the_answer(first: str, second: str) -> None:
     both = {**REFUSALS[second][0], **REFUSALS[first][0]}
     found = Situation(**both).refusal()
@@ -178,6 +184,7 @@ def test_the_first_filter_that_says_no_is_the_answer(first: str, second: str) ->
         {"outputs": ("SE", None)},
         {"faults": ("ELSEWHERE", 8.0)},
         {"container": True},
+        {"container": True, "trusted": False},
         {"storage": ResourceState.DRAINING},
         {"wall_s": 0},
         {"wanted_tags": ()},
@@ -209,7 +216,7 @@ def test_a_queue_at_a_site_that_nobody_described_gets_work_without_input() -> No
 
 
 def test_an_offer_of_zero_is_not_known_and_refuses_nothing() -> None:
-    slot = Slot(QueueSpec(name="Q", site="HERE"), Offer(cores=1))
+    slot = Slot(QueueSpec(name="Q", site="HERE", trusted=True), Offer(cores=1))
     needs = Requirements(memory_mb=10**6, disk_mb=10**6, wall_s=10**6)
     matches, refusals = match([candidate(requirements=needs)], slot, World(), {}, NOW)
     assert len(matches) == 1 and refusals == []
@@ -266,7 +273,9 @@ def test_a_card_fits_by_vendor_part_of_its_model_and_memory(wanted: GpuRequest, 
 def test_only_cards_that_fit_are_counted() -> None:
     here = Situation(gpus=GpuRequest(count=2, memory_mb=20_000))
     offer = Offer(cores=8, gpus=[Gpu("NVIDIA", "T4", 16_000), Gpu("NVIDIA", "A100", 40_000)], tags=["el9"])
-    _, refusals = match([here.candidate()], Slot(QueueSpec(name="Q", site="HERE"), offer), here.world(), {}, NOW)
+    _, refusals = match(
+        [here.candidate()], Slot(QueueSpec(name="Q", site="HERE", trusted=True), offer), here.world(), {}, NOW
+    )
     assert [(refusal.filter, refusal.detail) for refusal in refusals] == [
         ("gpus", "the job needs 2 GPUs (any with 20000 MB), the slot has 1 such")
     ]
@@ -280,7 +289,7 @@ def order(candidates: list[Candidate], shares: Mapping[str, tuple[float, ...]] |
     storages = {
         f"D{n}": StorageSpec(name=f"D{n}", site="X", endpoints=[Endpoint("root://h//d")]) for n in range(0, 101, 10)
     }
-    slot = Slot(QueueSpec(name="Q", site="HERE"), Offer(cores=8))
+    slot = Slot(QueueSpec(name="Q", site="HERE", trusted=True), Offer(cores=8))
     matches, refusals = match(candidates, slot, World(sites, {}, storages), shares or {}, NOW)
     assert refusals == []
     return [found.candidate.bucket_id for found in matches]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from urllib.parse import unquote, urlsplit
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.states import ResourceState
 from common.wire import Activity, Endpoint, SiteSpec, StorageSpec
-from server.engine.world import FAR, MAX_LOCATIONS, NEVER, World, join_url
+from server.engine.world import FAR, MAX_LOCATIONS, NEVER, World, join_url, path_problem
 
 GIVES_FILES = {ResourceState.ONLINE, ResourceState.PAUSED, ResourceState.DRAINING, ResourceState.TEST}
 
@@ -172,3 +174,20 @@ def test_urls_are_those_for_the_place_and_the_purpose_in_the_storages_order(
 )
 def test_a_prefix_that_ends_in_slashes_once_lost_them(prefix: str, path: str, expected: str) -> None:
     assert join_url(prefix, path) == expected
+
+
+@pytest.mark.parametrize("path", ["%2e%2e/state/signing.key", "a/..%2fb", "50% off", "what?", "a#b", "ü m"])
+def test_a_path_is_no_url_and_once_led_out_of_the_storage(path: str) -> None:
+    url = join_url("file:///data", path)
+    assert url.isascii() and not {"?", "#", " "} & set(url)
+    assert unquote(urlsplit(url).path) == f"/data/{path}"
+
+
+@pytest.mark.parametrize("path", ["..", "a/../b", "%2e%2e/key", "..%2fkey", "a/.", "a\nb", "a\x00b"])
+def test_a_path_that_leads_out_of_the_storage_is_refused(path: str) -> None:
+    assert path_problem(path)
+
+
+@pytest.mark.parametrize("path", ["a/b.root", "50% off", "...", "a..b", ".hidden/x", "ü"])
+def test_a_path_that_stays_is_taken(path: str) -> None:
+    assert path_problem(path) == ""

@@ -87,10 +87,9 @@ def test_a_token_expires_after_the_leeway_and_may_be_renewed_for_a_while(
         issuer.verify(token, allow_expired_for_s=100)
 
 
-def test_a_token_from_the_future_is_refused(issuer: TokenIssuer) -> None:
-    issuer.verify(signed(payload(iat=int(NOW + LEEWAY_S))))
-    with pytest.raises(TokenError, match="future"):
-        issuer.verify(signed(payload(iat=int(NOW + LEEWAY_S) + 1)))
+def test_a_clock_that_was_set_back_turns_no_pilot_away(issuer: TokenIssuer) -> None:
+    """It once killed all payloads: every token seemed to come from the future."""
+    assert issuer.verify(signed(payload(iat=int(NOW + 3600)))).subject
 
 
 @pytest.mark.parametrize("position", [0, 1, 2])
