@@ -35,10 +35,10 @@ def remove_each(urls: Iterable[str], tools: Sequence[Union[str, Copytool]]) -> I
 def remove() -> None:
     """Remove files from storages.
 
-    Reads URLs from standard input, one a line, and answers each at once with a line of JSON on standard output: url, ok
-    and error. The exit code is 0 whatever became of the files.
+    Reads URLs from standard input, a JSON string a line, and answers each at once with a line of JSON on standard output:
+    url, ok and error. The exit code is 0 whatever became of the files.
     """
     setup_logging()
-    urls = (text for line in sys.stdin if (text := line.strip()))
+    urls = (msgspec.json.decode(line, type=str) for line in sys.stdin.buffer if line.strip())
     for removal in remove_each(urls, load_tools([])):
         click.echo(msgspec.json.encode(removal))

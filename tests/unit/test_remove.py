@@ -10,7 +10,8 @@ from click.testing import CliRunner
 from pilot.cli import pilot
 
 
-def removed(given: str) -> list[dict[str, object]]:
+def removed(*urls: str) -> list[dict[str, object]]:
+    given = "\n".join(json.dumps(url) for url in urls)
     result = CliRunner().invoke(pilot, ["remove"], input=given, catch_exceptions=False)
     assert result.exit_code == 0
     return [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
@@ -21,7 +22,7 @@ def test_an_answer_for_each_url_in_order(tmp_path: Path) -> None:
     there.write_text("x")
     (folder / "kept").mkdir(parents=True)
     urls = [there.as_uri(), (tmp_path / "absent").as_uri(), "odd://host/file", folder.as_uri()]
-    answers = removed("\n".join([urls[0], "", f"  {urls[1]}  ", *urls[2:]]))
+    answers = removed(*urls)
     assert [answer["url"] for answer in answers] == urls
     assert [answer["ok"] for answer in answers] == [True, True, False, False]
     assert "NO_STORAGE_PROTOCOL" in str(answers[2]["error"]) and answers[0]["error"] == ""
@@ -29,7 +30,14 @@ def test_an_answer_for_each_url_in_order(tmp_path: Path) -> None:
 
 
 def test_nothing_asked_nothing_answered() -> None:
-    assert removed("") == []
+    assert removed() == []
+
+
+def test_a_name_that_ends_in_a_space_is_not_another_file(tmp_path: Path) -> None:
+    """Lines were once stripped, and the confirmed file of the name without the space was removed."""
+    (tmp_path / "z.txt").write_text("confirmed")
+    assert removed(f"{tmp_path.as_uri()}/z.txt ")[0]["ok"]
+    assert (tmp_path / "z.txt").exists()
 
 
 def test_the_sweep_reads_what_the_remover_writes() -> None:
