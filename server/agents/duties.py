@@ -11,6 +11,7 @@ from server.dispatch.context import Dispatcher
 from server.dispatch.reap import reap_silent
 from server.engine.tasks import ending
 from server.store import agents, jobs, units, workflows
+from server.store.database import Connection
 
 LIVENESS_PERIOD_S = 2.0
 """How often the web side says that it is up."""
@@ -48,20 +49,23 @@ def advance_tasks(dispatcher: Dispatcher) -> int:
         with_jobs = {task_id for task_id in ready if jobs.any_of_task(connection, task_id)}
     moved = 0
     for task in tasks:
-        counts = all_counts[task.id]
-        started = task.id in with_jobs
-        verdict = ending(task.state, counts, task.input_closed)
-        if verdict is None and not started:
-            continue
-        with dispatcher.database.write() as connection:
-            now = dispatcher.now()
-            if verdict is None:
-                moved += workflows.move(connection, task, TaskState.RUNNING, now)
-            elif units.counts(connection, [task.id])[task.id] == counts:
-                moved += workflows.move(connection, task, verdict.state, now, reason=verdict.reason, final=True)
+        if task.id in with_jobs or ending(task.state, all_counts[task.id], task.input_closed) is not None:
+            with dispatcher.database.write() as connection:
+                moved += _advance(connection, task.id, dispatcher.now())
     if moved:
         dispatcher.changed()
     return moved
+
+
+def _advance(connection: Connection, task_id: int, now: float) -> bool:
+    # Looked at again with its row held: a person may have had failed units tried again meanwhile.
+    task = workflows.get_task(connection, task_id, lock=True)
+    if task is None:
+        return False
+    verdict = ending(task.state, units.counts(connection, [task_id])[task_id], task.input_closed)
+    if verdict is not None:
+        return workflows.move(connection, task, verdict.state, now, reason=verdict.reason, final=True)
+    return task.state == TaskState.READY and workflows.move(connection, task, TaskState.RUNNING, now)
 
 
 DUTIES: tuple[Agent, ...] = (

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from common.errors import ErrorCode
 from common.states import FINAL_JOB_STATES, ResourceState
 from common.wire import HeartbeatReply, HeartbeatRequest, Instruction, JobInstruction, JobReport
 from server.dispatch.context import Dispatcher
+from server.dispatch.reap import lose
 from server.store import events, jobs, pilots
 from server.store.codes import PilotState
 from server.store.database import Connection
 from server.store.jobs import JobRow
 from server.store.pilots import PilotRow
+
+UNLISTED_S = 60.0
+"""How old a live job must be to be given up when its pilot does not list it: its claim is answered long since."""
 
 
 def heartbeat(dispatcher: Dispatcher, pilot: PilotRow, request: HeartbeatRequest) -> HeartbeatReply:
@@ -26,6 +31,11 @@ def heartbeat(dispatcher: Dispatcher, pilot: PilotRow, request: HeartbeatRequest
         jobs.progress(connection, [(report.job_id, report.metrics) for report in alive], now)
         for report in alive:
             _advance(connection, held[report.job_id], report, now)
+        long_ago = now - max(UNLISTED_S, 2 * look.knobs.heartbeat_s)
+        orphans = jobs.unlisted(connection, pilot.id, [report.job_id for report in request.jobs], long_ago)
+    for job_id in orphans:
+        # The answer to the claim came when the pilot had given up waiting for it.
+        lose(dispatcher, job_id, now + 1.0, ErrorCode.WORKER_LOST, "its pilot does not hold it")
     queue = look.world.queues.get(pilot.queue)
     return HeartbeatReply(
         jobs=[_instruction(report.job_id, held.get(report.job_id)) for report in request.jobs],

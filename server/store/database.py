@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 __all__ = ["Connection", "Database", "DatabaseUnavailable", "IntegrityError", "UnstorableValue"]
 
 logger = logging.getLogger(__name__)
+
+WAL_TRIES = 20
 
 
 class DatabaseUnavailable(Exception):
@@ -158,6 +161,18 @@ def _postgres_engine(url: URL, pool_size: int) -> Engine:
     return engine
 
 
+def _switch_to_wal(cursor: sqlite3.Cursor) -> None:
+    for _ in range(WAL_TRIES):
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError:
+            # Two programs open a new database at once. The switch does not wait for a lock; a transaction does.
+            cursor.execute("BEGIN IMMEDIATE")
+            cursor.execute("ROLLBACK")
+    cursor.execute("PRAGMA journal_mode=WAL")
+
+
 def _sqlite_engine(url: str, pool_size: int) -> Engine:
     database = make_url(url).database
     if database and database != ":memory:":
@@ -168,8 +183,9 @@ def _sqlite_engine(url: str, pool_size: int) -> Engine:
     def _connected(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # we say BEGIN ourselves, below
         cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000"):
+        for pragma in ("busy_timeout=30000", "synchronous=FULL", "foreign_keys=ON"):
             cursor.execute(f"PRAGMA {pragma}")
+        _switch_to_wal(cursor)
         cursor.close()
 
     @event.listens_for(engine, "begin")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,6 +92,14 @@ def alive_of_pilot(connection: Connection, pilot_id: int) -> list[int]:
     """Ids of the pilot's live jobs."""
     query = select(job.c.id).where(job.c.pilot_id == pilot_id, job.c.state < FIRST_FINAL_JOB_CODE).order_by(job.c.id)
     return [row.id for row in connection.execute(query)]
+
+
+def unlisted(connection: Connection, pilot_id: int, listed: Collection[int], before: float) -> list[int]:
+    """Live jobs of a pilot, claimed before a moment, that it does not list."""
+    query = select(job.c.id).where(
+        job.c.pilot_id == pilot_id, job.c.state < FIRST_FINAL_JOB_CODE, job.c.claimed < before
+    )
+    return sorted({row.id for row in connection.execute(query)} - set(listed))
 
 
 def beat(connection: Connection, job_ids: Sequence[int], now: float) -> None:

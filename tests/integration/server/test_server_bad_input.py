@@ -89,7 +89,7 @@ BAD_WORKFLOWS: dict[str, tuple[dict[str, Any], str, str]] = {
     "path that leads out": (
         files_with(replicas=[{"storage": "disk", "path": "../../etc/passwd"}]),
         f"{FILE}.replicas[0].path",
-        "'..' leads out",
+        "lead out of the storage's prefix",
     ),
     "bad checksum": (files_with(checksum="adler32:xyz"), f"{FILE}.checksum", "regex"),
     "bad DID": (files_with(did="nothing"), f"{FILE}.did", "regex"),

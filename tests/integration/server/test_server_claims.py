@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import delete, insert, select, text, update
 
@@ -187,6 +187,7 @@ def ready_units(draw: st.DrawFn) -> list[ReadyUnit]:
     disk=st.none() | st.integers(0, 120),
     floor=st.integers(0, 45),
 )
+@example(units=[ReadyUnit(n, (32 << TIER_BITS) | n, 1) for n in (1, 2, 3)], limit=64, least=1, disk=None, floor=0)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_claim_takes_the_prefix_that_the_rule_names(
     claimable: tuple[Site, ClaimTerms], units: list[ReadyUnit], limit: int, least: int, disk: int | None, floor: int

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Optional
 
@@ -156,6 +157,13 @@ class Histories(RuleBasedStateMachine):
         assert alive == (instruction != Instruction.UNKNOWN)
 
     @precondition(lambda self: self.jobs)
+    @rule(data=st.data())
+    def record(self, data: st.DataObject) -> None:
+        """Uploads begin; the pilot may die before it confirms."""
+        held = data.draw(st.sampled_from(self.jobs))
+        self.or_gone(held, lambda: held.pilot.record(held.job, "early"))
+
+    @precondition(lambda self: self.jobs)
     @rule(data=st.data(), outputs=st.integers(0, 2), repeats=st.integers(0, 2))
     def finish(self, data: st.DataObject, outputs: int, repeats: int) -> None:
         held = data.draw(st.sampled_from(self.jobs))
@@ -187,7 +195,7 @@ class Histories(RuleBasedStateMachine):
         late = FinishRequest(JobState.FINISHED, exit_code=77)
         for request in filter(None, (held.last, late)):
             try:
-                self.call(held.pilot, lambda request=request: held.pilot.finish(held.job, request))
+                self.call(held.pilot, partial(held.pilot.finish, held.job, request))
                 assert request is held.last
             except Refused as refused:
                 assert refused.status == (409 if held.last else 410)
@@ -333,7 +341,7 @@ class Histories(RuleBasedStateMachine):
 
 def run(make_url: Callable[[], str], examples: int, steps: int) -> None:
     run_state_machine_as_test(
-        lambda: Histories(make_url()),
+        lambda: Histories(make_url()),  # type: ignore[arg-type]
         settings=settings(
             max_examples=examples,
             stateful_step_count=steps,

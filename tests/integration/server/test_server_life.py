@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Optional
+import threading
+from typing import Any, Optional
 
 import pytest
 
@@ -21,8 +22,12 @@ from common.wire import (
     UnitOutcome,
     UnitResult,
 )
+from server.agents import duties, feed, resolve
+from server.agents.duties import advance_tasks
 from server.agents.feed import feed_next_stage
 from server.agents.resolve import resolve_input
+from server.engine.tasks import ending
+from server.store import units
 from tests.integration.server.harness import LOG, Refused, Site, files, stage, states, uploaded
 
 
@@ -398,8 +403,6 @@ def test_a_killed_job_whose_pilot_never_answers_ends_cancelled(site: Site) -> No
 @pytest.mark.parametrize("steps", range(3))
 def test_a_kill_at_any_moment_cancels_all(site: Site, steps: int) -> None:
     """Before its input is resolved, in the middle of it, after it."""
-    from server.agents import resolve
-
     site.world()
     site.dispatcher.looks.get()
     request_tasks = site.submit_only(stage(count=resolve.SLICE * 2 - 1))
@@ -542,8 +545,6 @@ def test_a_command_that_its_state_does_not_allow(site: Site, word: str) -> None:
 
 
 def test_a_large_input_is_resolved_in_slices(site: Site) -> None:
-    from server.agents import resolve
-
     site.world()
     task = site.submit_only(stage(given=files(*[f"f{n}" for n in range(resolve.SLICE + 5)], size=2**62)))[0]
     resolve_input(site.dispatcher)
@@ -565,24 +566,73 @@ def test_a_huge_file_once_kept_the_resolver_from_all_tasks(site: Site, size: Opt
     assert site.task(site.counter(1)).units == {"ready": 1}
 
 
-def test_a_kill_while_a_stage_is_fed_once_left_ready_units_behind(url: str, site: Site) -> None:
-    import threading
-
+def test_a_kill_while_a_stage_is_fed_once_left_ready_units_behind(
+    site: Site, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     site.world()
-    make, look = site.submit(stage("make", count=40), stage("look", given=StageInput("make")))
+    make, look = site.submit(stage("make", count=4), stage("look", given=StageInput("make")))
     pilot = site.pilot()
-    for _ in range(40):
+    for _ in range(4):
         pilot.succeed(pilot.acquire(), "x")
-    other = Site(url, site.clock)
-    threads = [
-        threading.Thread(target=feed_next_stage, args=(other.dispatcher,)),
-        threading.Thread(target=site.command, args=(look, "kill")),
-    ]
-    for each in threads:
-        each.start()
-    for each in threads:
-        each.join(30)
-    site.agents()
-    assert set(site.task(look).units) <= {"cancelled"}
-    site.check_counts()
+    other = Site(url, site.clock)  # another process: the feeder runs beside the web side
+    kill = threading.Thread(target=site.command, args=(look, "kill"))
+    create = units.create
+
+    def create_late(*args: Any) -> None:
+        kill.start()
+        kill.join(0.7)  # it comes through here, unless the feeder holds the stage
+        create(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(units, "create", create_late)
+        feed_next_stage(other.dispatcher)
+    kill.join(30)
     other.database.close()
+    site.agents()
+    assert (site.task(look).state, site.task(look).units) == (TaskState.ABORTED, {"cancelled": 4})
+    site.check_counts()
+
+
+def test_a_stage_is_closed_only_when_it_got_all_outputs_of_its_parent(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "SLICE", 2)
+    site.world()
+    make, look = site.submit(stage("make", count=4), stage("look", given=StageInput("make")))
+    pilot = site.pilot()
+    for _ in range(4):
+        pilot.succeed(pilot.acquire(), "x")
+    advance_tasks(site.dispatcher)
+    assert site.task(make).state == TaskState.DONE
+    seen = []
+    while feed_next_stage(site.dispatcher):
+        seen.append((site.task(look).units["ready"], site.task(look).input_closed))
+    assert seen == [(2, False), (4, False), (4, True)]
+    assert len({each.seq for each in site.units(look)}) == 4
+
+
+def test_a_retry_while_a_task_is_ended_once_left_ready_units_behind(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.world()
+    task = site.counter(2, max_attempts=1)
+    pilot = site.pilot()
+    first = pilot.acquire()
+    site.agents()
+    for job in (first, pilot.acquire()):
+        pilot.fail(job, 1305)
+    assert (site.task(task).state, site.task(task).units) == (TaskState.RUNNING, {"failed": 2})
+    judge = ending
+    told: list[object] = []
+
+    def judge_and_retry(*args: Any) -> object:
+        verdict = judge(*args)
+        if not told:  # the first look has happened, the write has not
+            told.append(site.command(task, "retry"))
+        return verdict
+
+    with monkeypatch.context() as patch:
+        patch.setattr(duties, "ending", judge_and_retry)
+        advance_tasks(site.dispatcher)
+    assert (site.task(task).state, site.task(task).units) == (TaskState.RUNNING, {"ready": 2})
+    assert pilot.run_all() == 2

@@ -25,6 +25,20 @@ def state_of(site: Site, pilot: Pilot) -> PilotState:
     return row.state
 
 
+def test_a_job_that_its_pilot_does_not_know_of_is_given_up_by_its_heartbeat(site: Site) -> None:
+    """An acquire answered after its client had given up once left the job until the heartbeat time-out."""
+    task = site.world().counter(1)
+    pilot = site.pilot()
+    pilot.acquire()
+    site.tick(100)
+    pilot.beat()
+    assert states(site.units(task)) == {"reserved": 1}
+    site.tick(30)
+    pilot.beat()
+    assert states(site.units(task)) == {"ready": 1}
+    assert site.units(task)[0].payload_failures == 0
+
+
 def test_silence_loses_a_job_and_its_pilot(site: Site) -> None:
     site.world()
     task = site.counter(2)
@@ -265,7 +279,11 @@ def test_two_holders_of_a_lease_do_no_harm_and_one_waits(site: Site) -> None:
     runs: list[str] = []
 
     def duty(name: str) -> Agent:
-        return Agent("duty", 1.0, lambda _: runs.append(name) or 0)
+        def work(_: object) -> int:
+            runs.append(name)
+            return 0
+
+        return Agent("duty", 1.0, work)
 
     one, two = Runner(site.dispatcher, []), Runner(site.dispatcher, [])
     assert one.once(duty("one")) == 0
