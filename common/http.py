@@ -236,7 +236,8 @@ class HttpClient:
             wait_s = _wait_s(outcome, policy)
             if wait_s is None or (deadline is not None and self._clock.monotonic() + wait_s >= deadline):
                 return _last(outcome)
-            log.info("%s %s: again in %.1f s: %s", request.method, request.path, wait_s, _describe(outcome))
+            level = logging.DEBUG if len(policy.history) == 1 else logging.INFO  # one is nothing: a server that starts
+            log.log(level, "%s %s: again in %.1f s: %s", request.method, request.path, wait_s, _describe(outcome))
             if self._pause(wait_s):
                 return _last(outcome)
 

@@ -341,7 +341,8 @@ class Cycle:
         for change in changes:
             if change.target is not change.source:
                 done.changed += 1
-                log.info("worker %s: %s -> %s %s", change.mark, change.source.value, change.target.value, change.reason)
+                why = f" ({change.reason})" if change.reason not in ("", change.target.value) else ""
+                log.info("worker %s: %s -> %s%s", change.mark, change.source.value, change.target.value, why)
 
 
 def _queues(workers: Sequence[Worker]) -> str:

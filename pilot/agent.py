@@ -118,7 +118,9 @@ class Agent:
         self._control = Lane("control")
         self._began = around.clock.monotonic()
         self._jobs = Jobs(self._loop, self._work_for, self._on_change, around.rng, config.watch_s)
-        self._heart = Heart(self._loop, self._server, self._held, self._on_beat, self._on_rejected, around.rng)
+        self._heart = Heart(
+            self._loop, self._server, self._held, self._on_beat, self._on_rejected, around.rng, around.clock
+        )
         self._asker = Asker(
             self._loop,
             self._server,

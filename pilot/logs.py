@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import os
 import tarfile
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import BinaryIO, Optional
 
 from common.errors import ErrorCode, PilotageError
 from pilot.payload.safefile import UnsafeFileError, open_regular
@@ -20,36 +22,44 @@ TEXT_SUFFIXES = (".txt", ".log", ".json", ".out", ".err", ".xml", ".yaml", ".yml
 
 
 def make_log_archive(
-    job_dir: Path, destination: Path, extra_files: Sequence[Path] = (), max_file: int = MAX_FILE
+    job_dir: Path, destination: Path, texts: Optional[Mapping[str, str]] = None, max_file: int = MAX_FILE
 ) -> Path:
-    """Writes a ``.tgz`` of a job's stdout, stderr, jobscript, ``extra_files`` (the pilot's log of the job) and the small
-    text files in its ``work`` folder; answers ``destination``.
+    """Writes a ``.tgz`` of a job's stdout, stderr, jobscript, ``texts`` by name (the pilot's log of the job) and the
+    small text files in its ``work`` folder; answers ``destination``.
 
-    Links are never followed: what is none of the payload's own regular files is listed in ``left-out.txt``. The archive
-    appears under its name when it is complete. Raises PilotageError (LOG_CREATION_FAILED).
+    Links are never followed, neither to read nor to write: what is none of the payload's own regular files is listed in
+    ``left-out.txt``. The archive appears under its name when it is complete. Raises PilotageError (LOG_CREATION_FAILED).
     """
-    partial = destination.with_name(destination.name + ".partial")
     left_out: list[str] = []
     try:
-        fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        fd, name = tempfile.mkstemp(".partial", destination.name, destination.parent)
+    except OSError as error:
+        raise _failed(destination, error) from error
+    partial = Path(name)
+    try:
         with os.fdopen(fd, "wb") as stream, tarfile.open(fileobj=stream, mode="w:gz", compresslevel=6) as archive:
-            for path, name in _wanted(job_dir, extra_files):
+            for path, name in _wanted(job_dir):
                 _add(archive, path, f"{job_dir.name}/{name}", max_file, left_out)
+            for name, text in (texts or {}).items():
+                data = text.encode()
+                _add_bytes(archive, f"{job_dir.name}/{name}", _head_and_tail(io.BytesIO(data), len(data), max_file), 0)
             if left_out:
                 _add_bytes(archive, f"{job_dir.name}/left-out.txt", "\n".join([*left_out, ""]).encode(), 0)
         partial.replace(destination)
     except (OSError, tarfile.TarError, ValueError) as error:
         partial.unlink(missing_ok=True)
-        raise PilotageError(ErrorCode.LOG_CREATION_FAILED, f"cannot write {destination}: {error}") from error
+        raise _failed(destination, error) from error
     return destination
 
 
-def _wanted(job_dir: Path, extra_files: Sequence[Path]) -> Iterable[tuple[Path, str]]:
+def _failed(destination: Path, error: Exception) -> PilotageError:
+    return PilotageError(ErrorCode.LOG_CREATION_FAILED, f"cannot write {destination}: {error}")
+
+
+def _wanted(job_dir: Path) -> Iterable[tuple[Path, str]]:
     for name in ("stdout", "stderr", "bin/jobscript", "bin/inputs.txt"):
         if os.path.lexists(job_dir / name):
             yield job_dir / name, name
-    for path in extra_files:
-        yield path, path.name
     work = job_dir / "work"
     if not work.is_dir() or work.is_symlink():
         return
@@ -71,7 +81,7 @@ def _add(archive: tarfile.TarFile, path: Path, name: str, max_file: int, left_ou
         _add_bytes(archive, name, _head_and_tail(stream, status.st_size, max_file), int(status.st_mtime))
 
 
-def _head_and_tail(stream: io.BufferedReader, size: int, limit: int) -> bytes:
+def _head_and_tail(stream: BinaryIO, size: int, limit: int) -> bytes:
     """The whole file, or as much of its two ends as fits, with a line between that says what is missing."""
     if size <= limit:
         return stream.read(limit)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Optional, TypeVar
@@ -14,7 +15,7 @@ from common.clock import Clock
 from common.errors import ErrorCode, PilotageError
 from common.wire import AssignedUnit, Assignment, RecordRequest, UnitOutcome, UnitsAcquireRequest
 from pilot.agent import Session
-from pilot.client import CallRefused, JobGone, ServerAway, ServerError
+from pilot.client import CallRefused, JobGone, NotAccepted, ServerAway, ServerError
 from pilot.config import PilotConfig
 from pilot.container import ContainerSettings, find_apptainer
 from pilot.copytool import Copytool
@@ -242,13 +243,29 @@ class Work:
             return UnitClaimed(action.claim)
         unit = units[0]
         self._units[unit.unit_id] = unit
-        # A folder of its own: the names in it are those of files that were not known when the job began.
-        into = self._folder.work / f"unit-{unit.unit_id}"
-        fetched = self._fetched(self._transfers.fetch([unit], [], into))
+        fetched = self._fetched(self._fetch_unit(self._folder, unit))
         outcome = fetched.outcomes.get(unit.unit_id)
         if unit.file is None:
             outcome = UnitOutcome.RETURNED
         return UnitClaimed(action.claim, unit, outcome, fetched.bad_replicas, fetched.seconds, fetched.size)
+
+    def _fetch_unit(self, folder: JobFolder, unit: AssignedUnit) -> Fetched:
+        """Fetch into a folder of the unit's own: the names in it are those of files not known when the job began.
+
+        The payload runs already and could put a link where the pilot is about to write: so the folder is filled where
+        a payload does not look, and moved to its place as a whole.
+        """
+        into = folder.work / f"unit-{unit.unit_id}"
+        try:
+            aside = Path(tempfile.mkdtemp(prefix="unit-", dir=folder.root))
+            fetched = self._transfers.fetch([unit], [], aside)
+            if not fetched.paths:
+                return fetched
+            aside.rename(into)
+        except OSError as error:
+            failure = Failure(ErrorCode.FILE_HANDLING_FAILED, f"{into}: {error.strerror or error}")
+            return Fetched(outcomes={unit.unit_id: UnitOutcome.RETURNED}, failure=failure)
+        return replace(fetched, paths={did: into / path.relative_to(aside) for did, path in fetched.paths.items()})
 
     # ------------------------------------------------------------ output
 
@@ -303,11 +320,10 @@ class Work:
 
     def _log(self, folder: JobFolder) -> list[ProducedFile]:
         """The log archive; a job without one is no failure."""
-        notes = folder.root / "pilot-job.log"
+        notes = "".join(f"{line}\n" for line in self._notes)
         destination = folder.root / f"job-{self._assignment.job_id}.log.tgz"
         try:
-            notes.write_text("".join(f"{line}\n" for line in self._notes), "utf-8")
-            make_log_archive(folder.root, destination, [notes])
+            make_log_archive(folder.root, destination, {"pilot-job.log": notes})
             return [ProducedFile(str(destination), log_record(destination))]
         except (PilotageError, OSError) as error:
             logger.error("job %d: no log archive: %s", self._assignment.job_id, error)
@@ -369,7 +385,7 @@ class Work:
 
 def _event_of(error: ServerError) -> Event:
     """What a failed call about a job means for it."""
-    if isinstance(error, ServerAway):
+    if isinstance(error, (ServerAway, NotAccepted)):  # whether this pilot is accepted at all, the heartbeat finds out
         return ServerUnreachable(str(error))
     if isinstance(error, JobGone):
         return Gone(str(error))

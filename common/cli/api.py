@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping
-from typing import Optional, Protocol, TypeVar, Union
+from typing import Any, Optional, Protocol, TypeVar, Union
 
 import msgspec
 
@@ -41,6 +42,8 @@ P = TypeVar("P", WorkflowPage, TaskPage, UnitPage, JobPage, OutputPage, EventPag
 Spec = Union[SiteSpec, QueueSpec, StorageSpec, ShareSpec]
 Param = Union[str, int, float, bool, None]
 PAGE = 500
+NEWEST_OF = 100_000
+"""The newest of a list are found by going through all of it; longer ones are not gone through."""
 
 
 class Caller(Protocol):
@@ -105,6 +108,14 @@ class Api:
         """Events, of one ``task`` or ``job``."""
         return [item for page in self._pages("/v1/events", EventPage, limit, **filters) for item in page.items]
 
+    def newest_jobs(self, limit: int, **filters: Param) -> tuple[list[JobView], int]:
+        """The last ``limit`` jobs, and how many there are in all: above :data:`NEWEST_OF`, the search was given up."""
+        return _last(self._pages("/v1/jobs", JobPage, NEWEST_OF + 1, **filters), limit)
+
+    def newest_events(self, limit: int, **filters: Param) -> tuple[list[EventView], int]:
+        """The same of events."""
+        return _last(self._pages("/v1/events", EventPage, NEWEST_OF + 1, **filters), limit)
+
     def command(self, task_id: int, command: TaskCommand) -> TaskView:
         """Pause, resume, kill or retry a task."""
         return self._client.call("POST", f"/v1/tasks/{task_id}:command", command, TaskView)
@@ -144,6 +155,16 @@ class Api:
             after = page.next
             if after is None:
                 return
+
+
+def _last(pages: Iterator[Union[JobPage, EventPage]], limit: int) -> tuple[list[Any], int]:
+    """The last items of a list, of which no more than these are kept, and the number of all."""
+    kept: deque[Any] = deque(maxlen=limit)
+    total = 0
+    for page in pages:
+        kept.extend(page.items)
+        total += len(page.items)
+    return list(kept), total
 
 
 class ResourceKind:

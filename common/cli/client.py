@@ -12,10 +12,11 @@ import click
 
 from common.cli import load_section
 from common.config import ClientConfig, ConfigError, Loaded
-from common.http import HttpClient
+from common.http import HttpClient, ProblemError
 from common.tokens import discover_token
 
 F = TypeVar("F", bound=Callable[..., Any])
+UNAUTHORIZED = 401
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,17 @@ def client_options(command: F) -> F:
         **kwargs: Any,
     ) -> Any:
         overrides = {"server_url": server_url, "token_file": token_file, "ca_file": ca_file}
-        http = build_http(load_section(click.get_current_context(), ClientConfig, "client", overrides))
+        loaded = load_section(click.get_current_context(), ClientConfig, "client", overrides)
+        http = build_http(loaded)
         try:
             return command(*args, client=Client(http, as_json), **kwargs)
+        except ProblemError as error:
+            if error.status == UNAUTHORIZED and find_token(loaded) is None:
+                raise click.ClickException(
+                    "the server wants a token, and none was found: give --token-file FILE, or name the file in"
+                    " PILOTAGE_TOKEN_FILE"
+                ) from error
+            raise
         finally:
             http.close()
 
@@ -60,8 +69,13 @@ def build_http(loaded: Loaded[ClientConfig]) -> HttpClient:
     config = loaded.value
     if not config.server_url:
         raise ConfigError("no server: give --server URL, set PILOTAGE_CLIENT_SERVER_URL, or [client] server_url")
-    token_file = config.token_file
+    ca_file = Path(config.ca_file).expanduser() if config.ca_file else None
+    return HttpClient(config.server_url, token=lambda: find_token(loaded), ca_file=ca_file)
+
+
+def find_token(loaded: Loaded[ClientConfig]) -> Optional[str]:
+    """The user's token, None when there is none anywhere. Raises SecretFileError."""
+    token_file = loaded.value.token_file
     if loaded.sources["token_file"].startswith("file ") and os.environ.get("PILOTAGE_TOKEN_FILE"):
         token_file = None  # the environment is stronger than a file, under this name too
-    ca_file = Path(config.ca_file).expanduser() if config.ca_file else None
-    return HttpClient(config.server_url, token=lambda: discover_token(token_file, os.environ), ca_file=ca_file)
+    return discover_token(token_file, os.environ)

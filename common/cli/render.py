@@ -54,20 +54,17 @@ def plain(value: object) -> Any:
     return value.value if isinstance(value, Enum) else value
 
 
-def print_list(items: Sequence[T], columns: Sequence[Column[T]], *, limit: Optional[int] = None) -> None:
-    """Print a table with a row for each item; when ``limit`` items came there may be more, and it says so."""
-    out = console()
+def print_list(items: Sequence[T], columns: Sequence[Column[T]]) -> None:
+    """Print a table with a row for each item."""
     if not items:
-        out.print("nothing found")
+        console().print("nothing found")
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for header, _ in columns:
         table.add_column(header, overflow="fold")
     for item in items:
         table.add_row(*(cell(get(item)) for _, get in columns))
-    out.print(table)
-    if limit is not None and len(items) >= limit:
-        out.print(f"The first {limit} are shown; --limit shows more.")
+    _print_table(table)
 
 
 def print_fields(fields: Iterable[tuple[str, object]]) -> None:
@@ -78,7 +75,18 @@ def print_fields(fields: Iterable[tuple[str, object]]) -> None:
     for name, value in fields:
         if value not in (None, "", [], {}):
             table.add_row(name, cell(value))
-    console().print(table)
+    _print_table(table)
+
+
+def _print_table(table: Table) -> None:
+    """Print a table; the blanks that fill its lines up only where a terminal shows none of them."""
+    out = console()
+    if out.is_terminal:
+        out.print(table)
+        return
+    with out.capture() as capture:
+        out.print(table)
+    click.echo("\n".join(line.rstrip() for line in capture.get().splitlines()))
 
 
 def cell(value: object) -> RenderableType:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Callable, Optional, TypeVar
 
 import click
 
 from common.cli import render
-from common.cli.api import Api
+from common.cli.api import NEWEST_OF, Api
 from common.cli.client import Client, client_options
 from common.quantities import format_duration
 from common.states import JobState, TaskState, UnitState
 from common.wire import EventView, JobView, TaskView
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 ID = click.IntRange(min=1)
 
 
@@ -30,6 +32,44 @@ def state_option(states: type[Any]) -> Callable[[F], F]:
     return click.option("--state", type=click.Choice([one.value for one in states]), help="Only those in this state.")
 
 
+def newest_option(command: F) -> F:
+    """``--newest`` for what grows without end."""
+    return click.option("--newest", is_flag=True, help="Show the newest instead of the oldest ones.")(command)
+
+
+def _print_first(
+    client: Client, found: Sequence[T], columns: Sequence[render.Column[T]], limit: int, hint: str = ""
+) -> None:
+    """Print the first ``limit`` of what was found; one more that was found tells that the limit cut the list."""
+    _print(client, found[:limit], columns)
+    if len(found) > limit:
+        _tell(client, f"… more: the first {limit} are shown; --limit N shows more{hint}")
+
+
+def _print_newest(
+    client: Client, newest: tuple[Sequence[T], int], columns: Sequence[render.Column[T]], limit: int
+) -> None:
+    """Print the newest, and how many others there are."""
+    found, total = newest
+    if total > NEWEST_OF:
+        raise click.UsageError(f"--newest looks through {NEWEST_OF} at most and there are more: narrow the list")
+    _print(client, found, columns)
+    if total > limit:
+        _tell(client, f"… more: the newest {limit} of {total} are shown; --limit N shows more")
+
+
+def _print(client: Client, items: Sequence[T], columns: Sequence[render.Column[T]]) -> None:
+    if client.as_json:
+        render.print_json(items)
+    else:
+        render.print_list(items, columns)
+
+
+def _tell(client: Client, words: str) -> None:
+    """A line below a list, kept out of what a program reads."""
+    click.echo(words, err=client.as_json)
+
+
 @click.group()
 def show() -> None:
     """Look at workflows, tasks, units, jobs, outputs and events."""
@@ -39,11 +79,7 @@ def show() -> None:
 @list_options
 def workflows(client: Client, limit: int) -> None:
     """List workflows."""
-    found = Api(client.http).workflows(limit)
-    if client.as_json:
-        render.print_json(found)
-    else:
-        render.print_list(found, render.WORKFLOW_COLUMNS, limit=limit)
+    _print_first(client, Api(client.http).workflows(limit + 1), render.WORKFLOW_COLUMNS, limit)
 
 
 @show.command()
@@ -74,11 +110,9 @@ def workflow(client: Client, workflow_id: int) -> None:
 @list_options
 def tasks(client: Client, limit: int, workflow_id: Optional[int], state: Optional[str]) -> None:
     """List tasks."""
-    found = Api(client.http).tasks(limit, workflow=workflow_id, state=state)
-    if client.as_json:
-        render.print_json(found)
-    else:
-        render.print_list(found, render.TASK_COLUMNS, limit=limit)
+    _print_first(
+        client, Api(client.http).tasks(limit + 1, workflow=workflow_id, state=state), render.TASK_COLUMNS, limit
+    )
 
 
 @show.command()
@@ -118,11 +152,7 @@ def _task_fields(view: TaskView) -> list[tuple[str, object]]:
 @list_options
 def units(client: Client, limit: int, task_id: int, state: Optional[str]) -> None:
     """List the units of a task."""
-    found = Api(client.http).units(task_id, limit, state=state)
-    if client.as_json:
-        render.print_json(found)
-    else:
-        render.print_list(found, render.UNIT_COLUMNS, limit=limit)
+    _print_first(client, Api(client.http).units(task_id, limit + 1, state=state), render.UNIT_COLUMNS, limit)
 
 
 @show.command()
@@ -130,11 +160,7 @@ def units(client: Client, limit: int, task_id: int, state: Optional[str]) -> Non
 @list_options
 def outputs(client: Client, limit: int, task_id: int) -> None:
     """List the confirmed outputs of a task, and where they lie."""
-    found = Api(client.http).outputs(task_id, limit)
-    if client.as_json:
-        render.print_json(found)
-    else:
-        render.print_list(found, render.OUTPUT_COLUMNS, limit=limit)
+    _print_first(client, Api(client.http).outputs(task_id, limit + 1), render.OUTPUT_COLUMNS, limit)
 
 
 JOB_COLUMNS: list[render.Column[JobView]] = [
@@ -153,14 +179,17 @@ JOB_COLUMNS: list[render.Column[JobView]] = [
 @show.command()
 @click.option("--task", "task_id", metavar="ID", type=ID, help="Only those of this task.")
 @state_option(JobState)
+@newest_option
 @list_options
-def jobs(client: Client, limit: int, task_id: Optional[int], state: Optional[str]) -> None:
+def jobs(client: Client, limit: int, newest: bool, task_id: Optional[int], state: Optional[str]) -> None:
     """List jobs."""
-    found = Api(client.http).jobs(limit, task=task_id, state=state)
-    if client.as_json:
-        render.print_json(found)
+    api = Api(client.http)
+    if newest:
+        _print_newest(client, api.newest_jobs(limit, task=task_id, state=state), JOB_COLUMNS, limit)
     else:
-        render.print_list(found, JOB_COLUMNS, limit=limit)
+        _print_first(
+            client, api.jobs(limit + 1, task=task_id, state=state), JOB_COLUMNS, limit, "; --newest shows the last ones"
+        )
 
 
 @show.command()
@@ -206,11 +235,18 @@ EVENT_COLUMNS: list[render.Column[EventView]] = [
 @show.command()
 @click.option("--task", "task_id", metavar="ID", type=ID, help="Only those of this task.")
 @click.option("--job", "job_id", metavar="ID", type=ID, help="Only those of this job.")
+@newest_option
 @list_options
-def events(client: Client, limit: int, task_id: Optional[int], job_id: Optional[int]) -> None:
+def events(client: Client, limit: int, newest: bool, task_id: Optional[int], job_id: Optional[int]) -> None:
     """List recorded changes of state."""
-    found = Api(client.http).events(limit, task=task_id, job=job_id)
-    if client.as_json:
-        render.print_json(found)
+    api = Api(client.http)
+    if newest:
+        _print_newest(client, api.newest_events(limit, task=task_id, job=job_id), EVENT_COLUMNS, limit)
     else:
-        render.print_list(found, EVENT_COLUMNS, limit=limit)
+        _print_first(
+            client,
+            api.events(limit + 1, task=task_id, job=job_id),
+            EVENT_COLUMNS,
+            limit,
+            "; --newest shows the last ones",
+        )

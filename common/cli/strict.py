@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import click
 import msgspec
@@ -63,19 +64,33 @@ def convert(value: Any, wanted: type[T], where: str) -> T:
     try:
         return msgspec.convert(value, wanted)
     except msgspec.ValidationError as error:
-        raise InputError(where, [field_error(error)]) from error
+        raise InputError(where, [field_error(error, value)]) from error
 
 
-def field_error(error: msgspec.ValidationError) -> FieldError:
-    """The path and the words of a validation error."""
+def field_error(error: msgspec.ValidationError, value: Any) -> FieldError:
+    """The path and the words of an error in ``value``."""
     words, _, path = str(error).partition(" - at `$")
     path = re.sub(r"\[\.\.\.\]", "", path.rstrip("`").lstrip("."))
     missing = re.search(r"missing required field `([^`]+)`", words)
     if missing:
         return FieldError(join(path, missing[1]), "this field is required: add it")
     if "regex" in words:
+        url_wanted = "://" in words
         words = "it has characters that are not allowed here"
+        text = _at(value, path)
+        if url_wanted and isinstance(text, str) and text.startswith("/"):
+            words = f"{text!r} is no URL: write file://{quote(text)}"
     return FieldError(path, words[:1].lower() + words[1:] if words.startswith("Expected") else words)
+
+
+def _at(value: Any, path: str) -> Any:
+    """What lies at a path, None when that cannot be told."""
+    for part in re.findall(r"[^.\[\]]+", path):
+        if isinstance(value, list):
+            value = value[int(part)] if part.isdigit() and int(part) < len(value) else None
+        else:
+            value = value.get(part) if isinstance(value, dict) else None
+    return value
 
 
 def _all_unknown(value: Any, kind: inspect.Type, path: str) -> list[FieldError]:

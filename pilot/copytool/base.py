@@ -227,6 +227,15 @@ def safe_url(url: str) -> str:
     return url.split("?", 1)[0] if url_scheme(url) not in ("", "file") else url
 
 
+def refuse_climbing(path: str, shown: str, direction: Direction) -> None:
+    """Raise the direction's error for a decoded path that climbs: no prefix of a storage holds it.
+
+    ``shown`` is the URL as it may be logged.
+    """
+    if ".." in path.split("/"):
+        raise PilotageError(direction.failed, f"{shown}: '..' in the path could leave the storage: write it without")
+
+
 def expected_checksum(request: TransferRequest) -> Optional[Checksum]:
     """Give the checksum that the file must have; ``UNKNOWN_CHECKSUM_TYPE`` when it cannot be read."""
     return parse_checksum(request.checksum) if request.checksum else None

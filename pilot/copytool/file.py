@@ -26,6 +26,7 @@ from pilot.copytool.base import (
     open_output,
     open_regular,
     raise_if_cancelled,
+    refuse_climbing,
     url_scheme,
     verify,
 )
@@ -71,7 +72,7 @@ def storage_error(error: OSError, path: Path, direction: Direction) -> PilotageE
 def storage_path(url: str, direction: Direction) -> Path:
     """Give the path that a ``file://`` URL (percent-decoded) or a plain absolute path (as it is) means.
 
-    Raises ``STAGE_IN_FAILED`` or ``STAGE_OUT_FAILED`` for one that is no place on this machine.
+    Raises ``STAGE_IN_FAILED`` or ``STAGE_OUT_FAILED`` for one that is no place on this machine, or that holds ``..``.
     """
     text = url
     if url_scheme(url) == "file":
@@ -83,6 +84,7 @@ def storage_path(url: str, direction: Direction) -> Path:
             text = slash + rest
     if not text.startswith("/") or "\0" in text:
         raise PilotageError(direction.failed, f"{url}: is no absolute path: write file:///absolute/path")
+    refuse_climbing(text, url, direction)
     return Path(text)
 
 

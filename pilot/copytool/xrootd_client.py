@@ -12,9 +12,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, NamedTuple, Optional, TypeVar
+from urllib.parse import unquote
 
 from common.errors import ErrorCode, PilotageError
-from pilot.copytool.base import Direction, part_name, raise_if_cancelled, safe_url
+from pilot.copytool.base import Direction, part_name, raise_if_cancelled, refuse_climbing, safe_url
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def bindings() -> Bindings:
 
 
 class Place(NamedTuple):
-    """A file at a server: ``endpoint`` with its trailing slash, ``path``, ``query`` (may hold a token)."""
+    """A file at a server: ``endpoint`` with its trailing slash, ``path`` (decoded), ``query`` (may hold a token)."""
 
     endpoint: str
     path: str
@@ -75,11 +76,19 @@ class Place(NamedTuple):
 
     @classmethod
     def parse(cls, url: str, direction: Direction) -> Place:
-        """Read a URL; the direction's error for one that is none."""
+        """Read a URL; the direction's error for one that is none, or whose path cannot be asked for.
+
+        URLs are percent-encoded, but neither client nor server of XRootD decodes a path: it is sent as it is.
+        """
         parsed = bindings().client.URL(url)
         if not parsed.is_valid() or not parsed.hostname or not parsed.path.strip("/"):
             raise PilotageError(direction.failed, f"{safe_url(url)}: is no URL like root://host:1094//folder/file")
-        return cls(f"{parsed.protocol}://{parsed.hostid}/", parsed.path, url.partition("?")[2])
+        path = unquote(parsed.path)
+        refuse_climbing(path, safe_url(url), direction)
+        if "?" in path or not path.isprintable():
+            detail = "XRootD takes no '?' and no unprintable character in a file's name: rename the file"
+            raise PilotageError(direction.failed, f"{safe_url(url)}: {detail}")
+        return cls(f"{parsed.protocol}://{parsed.hostid}/", path, url.partition("?")[2])
 
     @property
     def url(self) -> str:

@@ -17,11 +17,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Optional
+from urllib.parse import quote
 
 import pytest
 
 from common.checksums import file_checksum
-from common.errors import ErrorCode
+from common.errors import ErrorCode, PilotageError
 from pilot.copytool import Copytool, TransferOutcome, TransferRequest, load_copytool
 from pilot.copytool.base import part_name
 from tests.services.base import free_port, require, wait_until
@@ -111,7 +112,7 @@ class XrootdStorage(Storage):
         self.tool = load_copytool("xrootd")
 
     def url(self, name: str) -> str:
-        return f"{self.server.url}{self.folder}/{name}"
+        return f"{self.server.url}{self.folder}/{quote(name)}"
 
     def path(self, name: str) -> Path:
         return self.server.local_path(f"{self.folder}/{name}")
@@ -228,7 +229,17 @@ def test_empty_file(storage: Storage, job: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["two words.root", "müon 日本.root", "a#b%41&c=d+e;f.root", 'it\'s "quoted".root', "-rf", "n" * 250]
+    "name",
+    [
+        "two words.root",
+        "müon 日本.root",
+        "a#b%41&c=d+e;f.root",
+        "50% off: ~me@here.root",
+        "ends with a blank ",
+        'it\'s "quoted".root',
+        "-rf",
+        "n" * 250,
+    ],
 )
 def test_odd_names(storage: Storage, job: Path, name: str) -> None:
     folder = job / "odd? #folder%41 é"
@@ -242,6 +253,29 @@ def test_odd_names(storage: Storage, job: Path, name: str) -> None:
     assert (folder / name).read_bytes() == DATA
     assert storage.tool.remove([storage.url(name)], cancel=NEVER) == [None]
     assert storage.names() == set()
+
+
+@pytest.mark.parametrize("climb", ["..", "%2e%2e", "%2E.", "new/..%2F.."])
+def test_encoded_dots_do_not_leave_the_storage(storage: Storage, job: Path, climb: str) -> None:
+    """A bug: the server looked for '..' before the copytool decoded the path."""
+    (job / "out").write_bytes(DATA)
+    storage.path("folder").mkdir()
+    storage.own(storage.path("folder"))
+    outside = storage.put("outside", DATA)
+    url = f"{storage.url('folder')}/{climb}/outside"
+    outcomes = [copy_in(storage, transfer(url, job / "in")), copy_out(storage, transfer(url + "2", job / "out"))]
+    assert [code_of(outcome) for outcome in outcomes] == [ErrorCode.STAGE_IN_FAILED, ErrorCode.STAGE_OUT_FAILED]
+    removal = storage.tool.remove([url], cancel=NEVER)[0]
+    for error in [*(outcome.error for outcome in outcomes), removal]:
+        assert error is not None and "'..' in the path" in error.detail
+    with pytest.raises(PilotageError, match="'..' in the path"):
+        storage.tool.exists(url)
+    assert storage.tool.exists(outside) and storage.names() == {"folder", "outside"}
+
+
+def test_a_name_that_only_looks_like_dots_is_a_name(storage: Storage, job: Path) -> None:
+    url = storage.put("..a%2e%2e..", DATA)
+    assert code_of(copy_in(storage, transfer(url, job / "f"))) is None
 
 
 def test_folders_are_made(storage: Storage, job: Path) -> None:
@@ -598,6 +632,14 @@ def test_real_xrootd_urls_without_a_file(job: Path, url: str) -> None:
     outcome = load_copytool("xrootd").copy_in([transfer(url, job / "f")], cancel=NEVER)[0]
     assert code_of(outcome) is ErrorCode.STAGE_IN_FAILED
     assert outcome.error is not None and "is no URL" in outcome.error.detail
+
+
+@pytest.mark.parametrize("name", ["what%3Fauthz=x", "two%0Alines"])
+def test_real_xrootd_names_that_it_cannot_carry(job: Path, name: str) -> None:
+    """What is decoded would be read as the start of a query, or break the request."""
+    outcome = load_copytool("xrootd").copy_in([transfer(f"root://localhost//{name}", job / "f")], cancel=NEVER)[0]
+    assert code_of(outcome) is ErrorCode.STAGE_IN_FAILED
+    assert outcome.error is not None and "rename the file" in outcome.error.detail
 
 
 def test_real_xrootd_server_killed_in_the_middle(fragile: XrootdStorage, job: Path) -> None:

@@ -107,12 +107,59 @@ def test_show_as_json_leaves_no_default_out(server: responses.RequestsMock, run:
 def test_lists_follow_the_pages_up_to_the_limit(server: responses.RequestsMock, run: Any) -> None:
     units = [UnitView(id=n, task_id=11, seq=n, state=UnitState.READY) for n in range(3)]
     reply(server, "GET", "/v1/tasks/11/units", {"items": units[:2], "next": 1})
-    reply(server, "GET", "/v1/tasks/11/units", {"items": units[2:], "next": 2})
+    reply(server, "GET", "/v1/tasks/11/units", {"items": units[2:]})
     result = run(show, "units", "11", "--state", "ready", "--limit", "3")
     assert result.exit_code == 0, result.output
-    assert query(server, 0) == {"state": "ready", "limit": "3"}
-    assert query(server, 1) == {"state": "ready", "limit": "1", "after": "1"}
-    assert "The first 3 are shown" in result.output
+    assert query(server, 0) == {"state": "ready", "limit": "4"}
+    assert query(server, 1) == {"state": "ready", "limit": "2", "after": "1"}
+    assert len(result.output.splitlines()) == 7 and "more" not in result.output
+
+
+JOBS = [
+    JobView(id=n, task_id=11, state=JobState.FINISHED, queue="q", host="h", pilot_id=3, n_units=1, claimed=1.7e9)
+    for n in range(1, 4)
+]
+
+
+def test_a_list_that_the_limit_cut_says_that_there_is_more(server: responses.RequestsMock, run: Any) -> None:
+    """A bug: the oldest were listed as if they were all."""
+    reply(server, "GET", "/v1/jobs", {"items": JOBS})
+    result = run(show, "jobs", "--limit", "2")
+    assert result.output.splitlines()[-1] == (
+        "… more: the first 2 are shown; --limit N shows more; --newest shows the last ones"
+    )
+    assert query(server) == {"limit": "3"}
+    assert [line.split()[0] for line in result.output.splitlines()[3:5]] == ["1", "2"]
+    as_json = run(show, "jobs", "--limit", "2", "--json")
+    assert [job["id"] for job in json.loads(as_json.stdout)] == [1, 2]
+    assert "… more" in as_json.stderr
+    assert "more" not in run(show, "jobs", "--limit", "3").output
+
+
+def test_the_newest_are_found_behind_all_others(server: responses.RequestsMock, run: Any) -> None:
+    reply(server, "GET", "/v1/jobs", {"items": JOBS[:2], "next": 2})
+    reply(server, "GET", "/v1/jobs", {"items": JOBS[2:]})
+    lines = run(show, "jobs", "--task", "11", "--newest", "--limit", "2").output.splitlines()
+    assert [line.split()[0] for line in lines[3:5]] == ["2", "3"]
+    assert lines[-1] == "… more: the newest 2 of 3 are shown; --limit N shows more"
+    assert query(server) == {"task": "11", "after": "2", "limit": "500"}
+
+
+def test_the_newest_of_too_many_are_not_looked_for(
+    server: responses.RequestsMock, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("api", "show"):
+        monkeypatch.setattr(f"common.cli.{module}.NEWEST_OF", 2)
+    reply(server, "GET", "/v1/events", {"items": [EventView(n, 1.7e9, "state", "job", "5") for n in range(3)]})
+    result = run(show, "events", "--newest")
+    assert result.exit_code == 2 and "narrow the list" in result.output
+
+
+def test_tables_have_no_trailing_blanks_outside_a_terminal(server: responses.RequestsMock, run: Any) -> None:
+    reply(server, "GET", "/v1/jobs", {"items": JOBS})
+    reply(server, "GET", "/v1/jobs/1", JOBS[0])
+    for output in (run(show, "jobs").output, run(show, "job", "1").output):
+        assert [line for line in output.splitlines() if line != line.rstrip()] == []
 
 
 def test_show_job_names_the_error(server: responses.RequestsMock, run: Any) -> None:
@@ -141,7 +188,7 @@ def test_show_lists(server: responses.RequestsMock, run: Any) -> None:
     assert "simulate done, fit running" in run(show, "workflows").output
     reply(server, "GET", "/v1/tasks", {"items": WORKFLOW.tasks})
     assert "fit" in run(show, "tasks", "--workflow", "7").output
-    assert query(server) == {"workflow": "7", "limit": "100"}
+    assert query(server) == {"workflow": "7", "limit": "101"}
     reply(server, "GET", "/v1/tasks/12", WORKFLOW.tasks[1])
     assert "12 fit (workflow 7)" in run(show, "task", "12").output
     output = OutputView("alice:11.5.z.png", 11, 5, "output", "disk", "file:///d/z.png", 1500, "adler32:00000001")
@@ -150,7 +197,7 @@ def test_show_lists(server: responses.RequestsMock, run: Any) -> None:
     event = EventView(1, 1.7e9, "state", "job", "5", source="sent", target="running", detail={"why": ["x"]})
     reply(server, "GET", "/v1/events", {"items": [event]})
     assert "job 5" in run(show, "events", "--job", "5").output
-    assert query(server) == {"job": "5", "limit": "100"}
+    assert query(server) == {"job": "5", "limit": "101"}
     reply(server, "GET", "/v1/jobs", {"items": []})
     assert "nothing found" in run(show, "jobs", "--task", "11", "--state", "running").output
 
@@ -275,6 +322,16 @@ def test_site_storage_share(server: responses.RequestsMock, run: Any) -> None:
     assert run(admin, "share", "set", "muons", "--parent", "all", "--weight", "2.5").exit_code == 0
     assert sent(server) == {"name": "muons", "parent": "all", "weight": 2.5}
     assert run(admin, "site", "set", "here", "--distance", "disk").exit_code == 2
+
+
+def test_a_path_given_as_an_endpoint_is_answered_with_its_url(server: responses.RequestsMock, run: Any) -> None:
+    """A bug: it spoke of characters that are not allowed."""
+    reply(server, "GET", "/v1/storages", {"items": []})
+    result = run(admin, "storage", "set", "disk", "--site", "here", "--endpoint", "/tmp/x y")
+    assert result.exit_code == 2
+    assert "endpoints[0].url: '/tmp/x y' is no URL: write file:///tmp/x%20y" in result.output
+    result = run(admin, "storage", "set", "/disk", "--site", "here", "--endpoint", "file:///d")
+    assert "name: it has characters that are not allowed here" in result.output
 
 
 def test_list_show_delete(server: responses.RequestsMock, run: Any) -> None:

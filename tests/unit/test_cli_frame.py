@@ -257,6 +257,20 @@ def test_options_beat_the_configuration(world: World, monkeypatch: pytest.Monkey
     assert sent == ["Bearer abc.def", "Bearer abc.def", "Bearer from.environment", "Bearer abc.def"]
 
 
+@responses.activate
+def test_without_a_token_the_remedy_is_one_of_the_command(world: World) -> None:
+    """A bug: the server's words about an HTTP header were handed on."""
+    words = {"title": "Unauthorized", "status": 401, "detail": "send a token: Authorization: Bearer …"}
+    responses.get(f"{SERVER}/v1/a", json=words, status=401, content_type="application/problem+json")
+    result = world.run("look", "a", "--server", SERVER)
+    assert result.exit_code == 1
+    assert "--token-file" in result.stderr and "PILOTAGE_TOKEN_FILE" in result.stderr
+    assert "Bearer" not in result.stderr
+    write_secret_file(world.folder / "token", "abc.def")
+    refused = world.run("look", "a", "--server", SERVER, "--token-file", str(world.folder / "token"))
+    assert "Unauthorized (401)" in refused.stderr
+
+
 def test_a_missing_server_or_token_file_is_told_with_the_remedy(world: World) -> None:
     result = world.run("look", "a")
     assert result.exit_code == 2

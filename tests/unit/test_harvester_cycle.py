@@ -85,6 +85,15 @@ def test_the_life_of_workers(world: World) -> None:
     assert world.server.calls[calls:] == ["demand"], "what is known is not reported again"
 
 
+def test_a_reason_that_is_the_state_is_not_told_twice(single: World, caplog: pytest.LogCaptureFixture) -> None:
+    """A bug: the log said "submitted -> running running"."""
+    caplog.set_level("INFO", "harvester.cycle")
+    single.run()
+    single.run(10)
+    told = [message for message in caplog.messages if "-> running" in message]
+    assert [message.partition(": ")[2] for message in told] == ["submitted -> running"]
+
+
 def test_the_demand_is_not_submitted_twice(world: World) -> None:
     world.run()
     assert world.run().planned == 0

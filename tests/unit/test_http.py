@@ -366,6 +366,15 @@ def test_the_waits_grow_spread_and_end() -> None:
     assert len(spread) == 40
 
 
+def test_the_first_repeat_of_a_call_is_no_news(serve: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """A bug: every normal start of a server was told as trouble."""
+    caplog.set_level(logging.DEBUG, "common.http")
+    server = serve(reply({}, 503), reply({}, 503), reply({}, 503), OK)
+    client(server.url, pause=Pause()).call("POST", "/", None, Thing)
+    levels = [record.levelno for record in caplog.records if "again in" in record.getMessage()]
+    assert levels == [logging.DEBUG, logging.INFO, logging.INFO]
+
+
 def test_retry_after_is_honoured(serve: Any) -> None:
     server = serve(reply({}, 503, Retry_After="7"), OK)
     pause = Pause()

@@ -23,7 +23,6 @@ def job(tmp_path: Path) -> Path:
     (job / "bin" / "jobscript").write_text("#!/bin/sh\n")
     (job / "work" / "notes.txt").write_text("notes")
     (job / "work" / "out.root").write_bytes(b"\0" * 100)
-    (tmp_path / "pilot.log").write_text("claimed")
     (tmp_path / "token").write_text("secret")
     return job
 
@@ -40,7 +39,7 @@ def contents(archive: Path) -> dict[str, bytes]:
 
 
 def test_the_archive_holds_logs_jobscript_and_small_texts(job: Path, tmp_path: Path) -> None:
-    archive = make_log_archive(job, tmp_path / "log.tgz", [tmp_path / "pilot.log"])
+    archive = make_log_archive(job, tmp_path / "log.tgz", {"pilot.log": "claimed"})
     found = contents(archive)
     assert found == {
         "stdout": b"hello\n",
@@ -85,6 +84,16 @@ def test_a_work_folder_that_became_a_link_is_not_followed(job: Path, tmp_path: P
     (tmp_path / "elsewhere" / "private.txt").write_text("private")
     (job / "work").symlink_to(tmp_path / "elsewhere")
     assert "work/private.txt" not in contents(make_log_archive(job, tmp_path / "log.tgz"))
+
+
+def test_the_archive_is_not_written_through_what_the_payload_left(job: Path, tmp_path: Path) -> None:
+    """A bug: a hard link under the temporary name had its file overwritten, and a pipe made the pilot wait."""
+    os.link(tmp_path / "token", job / "log.tgz.partial")
+    (job / "log.tgz").symlink_to(tmp_path / "token")
+    archive = make_log_archive(job, job / "log.tgz", {"pilot-job.log": "claimed"})
+    assert contents(archive)["pilot-job.log"] == b"claimed"
+    assert not archive.is_symlink()
+    assert (tmp_path / "token").read_text() == "secret"
 
 
 def test_a_destination_that_cannot_be_written_is_an_error(job: Path, tmp_path: Path) -> None:

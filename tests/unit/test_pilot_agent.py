@@ -250,6 +250,32 @@ def test_get_file_takes_the_claimed_units_and_more(fake: FakeServer, tmp_path: P
     assert (fake.storage / "1-all.out").read_bytes() == b"123"
 
 
+def test_a_link_that_the_payload_left_for_its_log_is_not_written_through(fake: FakeServer, tmp_path: Path) -> None:
+    """A bug: the pilot wrote its notes through a link, over any file of its own user."""
+    (tmp_path / "precious").write_text("mine")
+    script = f"ln -s {tmp_path}/precious ../pilot-job.log; ln {tmp_path}/precious ../job-1.log.tgz.partial"
+    assert run_job(fake, tmp_path, script).state is JobState.FINISHED
+    assert (tmp_path / "precious").read_text() == "mine"
+    with tarfile.open(fake.storage / "1-job-1.log.tgz") as archive:
+        assert "job-1/pilot-job.log" in archive.getnames()
+
+
+def test_a_link_that_the_payload_left_for_a_unit_is_not_written_through(fake: FakeServer, tmp_path: Path) -> None:
+    """A bug of the same kind: units that come later were fetched into whatever the link of that name pointed to."""
+    (tmp_path / "elsewhere").mkdir()
+    fake.more_units = [file_unit(tmp_path, 2, b"2")]
+    report = run_job(
+        fake,
+        tmp_path,
+        f"ln -s {tmp_path}/elsewhere unit-2\n{GET_FILES}",
+        units=[file_unit(tmp_path, 1, b"1")],
+        outputs=[OutputPattern("all.out")],
+    )
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    outcomes = {unit.unit_id: unit.outcome for unit in report.units}
+    assert (report.state, outcomes) == (JobState.FINISHED, {1: UnitOutcome.PROCESSED, 2: UnitOutcome.RETURNED})
+
+
 def test_units_that_the_jobscript_does_not_list_go_back(fake: FakeServer, tmp_path: Path) -> None:
     units = [file_unit(tmp_path, 1), file_unit(tmp_path, 2)]
     report = run_job(fake, tmp_path, "echo test:in2.txt > justin-processed-dids.txt", units=units)
@@ -371,12 +397,25 @@ def test_an_unknown_job_is_dropped_without_a_report(fake: FakeServer, tmp_path: 
     assert (fake.calls["record"], fake.calls["finish"]) == (0, 0)
 
 
-def test_a_rejected_pilot_drops_its_jobs_and_leaves(fake: FakeServer, tmp_path: Path) -> None:
+def test_a_rejected_pilot_drops_its_jobs_and_leaves(
+    fake: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pilot.heart.REFUSED_FOR_S", 0.0)
     fake.faults["heartbeat"] = ["rejected"]
     fake.add(make_assignment(1, "exec sleep 60"))
     with running(fake, tmp_path / "work") as pilot:
         assert pilot.wait() is ExitCode.REJECTED
     assert fake.calls["finish"] == 0
+
+
+def test_a_server_that_refuses_for_a_moment_does_not_cost_a_job(fake: FakeServer, tmp_path: Path) -> None:
+    """A bug: the first 401 made the pilot forget its jobs and kill their payloads."""
+    for call in ("heartbeat", "record", "finish"):
+        fake.faults[call] = ["rejected", "rejected"]
+    report = run_job(fake, tmp_path, "sleep 1; touch a.out", outputs=[OutputPattern("*.out")])
+    assert report.state is JobState.FINISHED
+    assert fake.calls["heartbeat"] > 2
+    assert "1-a.out" in stored(fake)
 
 
 def test_a_token_that_expired_in_an_outage_is_renewed_by_the_heartbeat(fake: FakeServer, tmp_path: Path) -> None:

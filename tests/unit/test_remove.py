@@ -40,6 +40,17 @@ def test_a_name_that_ends_in_a_space_is_not_another_file(tmp_path: Path) -> None
     assert (tmp_path / "z.txt").exists()
 
 
+def test_a_line_that_is_no_json_string_removes_nothing_and_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_text("x")
+    given = f'{path.as_uri()}\n\n"{path.as_uri()}2"\n'
+    result = CliRunner().invoke(pilot, ["remove"], input=given, catch_exceptions=False)
+    bare, good = (json.loads(line) for line in result.stdout.splitlines() if line.startswith("{"))
+    assert (bare["url"], bare["ok"], good["ok"]) == (path.as_uri(), False, True)
+    assert "JSON string" in bare["error"]
+    assert path.exists()
+
+
 def test_the_sweep_reads_what_the_remover_writes() -> None:
     """Two programs, one format: neither may import the other."""
     import msgspec
