@@ -45,6 +45,8 @@ from pilot.workdir import Identity, WorkDir
 
 logger = logging.getLogger(__name__)
 
+AWAY_S = 600.0
+"""An idle pilot that gets no answer for so long leaves."""
 REPORT_WITHIN_S = 11.0
 """After SIGTERM: so long a job may take for its log and its outputs before it is reported as it is."""
 LEAVE_WITHIN_S = 15.0
@@ -65,7 +67,7 @@ class ExitCode(IntEnum):
     WRONG_USAGE = 2
     """The command line or the configuration must be corrected."""
     UNREACHABLE = 3
-    """The server could not be reached for as long as the pilot lived."""
+    """The server could not be reached for as long as the pilot lived, or not for a long time when it was idle."""
     NOT_REGISTERED = 4
     """The server refuses the worker's secret: it is unknown, used up, expired or revoked."""
     REJECTED = 5
@@ -128,6 +130,7 @@ class Agent:
             self._remember_request,
             self._on_reply,
             self._heart.soon,
+            self._on_unanswered,
             around.rng,
             self._identity.request_id,
         )
@@ -287,6 +290,12 @@ class Agent:
         self._leave_if_done()
         wait_s = reply.retry_after_s or 1.0
         self._asker.ask_in(wait_s if self._jobs.all else min(wait_s, max(0.1, limit_s - idle_s)))
+
+    def _on_unanswered(self) -> None:
+        """An idle pilot does not wait for ever for a server that is gone."""
+        idle_s, limit_s = self._idle_s()
+        if not self._jobs.all and not self._undelivered and idle_s >= max(limit_s, AWAY_S):
+            self._begin_leaving(f"no answer from the server, and no job for {idle_s:.0f} s", ExitCode.UNREACHABLE)
 
     def _idle_s(self) -> tuple[float, float]:
         """How long there was nothing to do, and how long that may be."""

@@ -38,6 +38,7 @@ class Asker:
         remember: Callable[[Optional[str]], None],
         on_reply: Callable[[AcquireReply], None],
         on_not_accepted: Callable[[], None],
+        on_unanswered: Callable[[], None],
         rng: random.Random,
         request_id: Optional[str],
     ) -> None:
@@ -47,6 +48,7 @@ class Asker:
         self._remember = remember
         self._on_reply = on_reply
         self._on_not_accepted = on_not_accepted
+        self._on_unanswered = on_unanswered
         self._rng = rng
         self._request_id = request_id
         self._lane = Lane("acquire")
@@ -111,3 +113,4 @@ class Asker:
         delay_s = backoff_s(self._failures, self._rng)
         logger.warning("no answer to the question for jobs, again in %.1f s: %s", delay_s, error)
         self._loop.after(_KEY, delay_s, self._ask)
+        self._on_unanswered()

@@ -464,6 +464,16 @@ def test_an_idle_pilot_leaves(fake: FakeServer, tmp_path: Path) -> None:
     assert not (tmp_path / "work" / "pilot.json").exists()
 
 
+def test_an_idle_pilot_whose_server_is_gone_leaves(
+    fake: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pilots were once found asking a server that had been gone for hours."""
+    monkeypatch.setattr("pilot.agent.AWAY_S", 0.5)
+    fake.settings.idle_exit_s = 0.3
+    fake.faults["acquire"] = ["away"] * 1000
+    assert Pilot(fake, tmp_path / "work").wait() is ExitCode.UNREACHABLE
+
+
 # ---------------------------------------------------------------- the end of a slot
 
 
