@@ -177,14 +177,6 @@ class Killable(Protocol):
 
 
 @runtime_checkable
-class LogsRetriever(Protocol):
-    """A backend that can hand out what a worker wrote."""
-
-    def logs(self, ref: WorkerRef) -> dict[str, Path]:
-        """Local copies of the worker's logs, such as ``stdout`` and ``stderr``; those that are there."""
-
-
-@runtime_checkable
 class Cleanable(Protocol):
     """A backend that keeps things of ended workers."""
 

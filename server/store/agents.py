@@ -46,8 +46,8 @@ def note_run(connection: Connection, name: str, started: float, seconds: float, 
 
 
 def seen_up(connection: Connection, gap_s: float, now: float) -> None:
-    """The web side is up. After a gap of more than ``gap_s`` it counts as just come up."""
-    up_since = case((liveness.c.seen < now - gap_s, now), else_=liveness.c.up_since)
+    """The web side is up. After a gap of more than ``gap_s``, or a clock set back, it counts as just come up."""
+    up_since = case((or_(liveness.c.seen < now - gap_s, liveness.c.up_since > now), now), else_=liveness.c.up_since)
     if not connection.execute(update(liveness).where(liveness.c.id == 1).values(up_since=up_since, seen=now)).rowcount:
         dialect_insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
         connection.execute(dialect_insert(liveness).values(id=1, up_since=now, seen=now).on_conflict_do_nothing())

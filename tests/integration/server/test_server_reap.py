@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from common.clock import FrozenClock
 from common.errors import ErrorCode
 from common.states import JobState, WorkerState
 from common.wire import HeartbeatReply, HeartbeatRequest, Instruction, JobReport, WorkerReport
@@ -333,3 +334,18 @@ def test_two_web_processes_once_collided_when_they_first_said_that_they_are_up(s
     assert problems == []
     with site.database.read() as connection:
         assert agents.up_since(connection, 10.0, site.clock.now()) == site.clock.now()
+
+
+def test_a_pilot_that_dies_after_the_clock_was_set_back_is_reaped(site: Site) -> None:
+    """Its heartbeat once lay in the future, and its units waited until the clock had caught up."""
+    site.world()
+    site.turn("heartbeat_timeout_s", 600)
+    task = site.counter(1)
+    site.pilot().acquire()
+    assert isinstance(site.clock, FrozenClock)
+    site.clock._now -= 7200  # what no clock of ours does by itself
+    site.tick(10)
+    reap(site.dispatcher)
+    site.tick(700)
+    site.agents()
+    assert states(site.units(task)) == {"ready": 1}
