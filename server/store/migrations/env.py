@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alembic import context
 
-from server.store.schema import metadata
+from server.store.all_tables import metadata
 
 context.configure(
     connection=context.config.attributes["connection"],

@@ -69,9 +69,10 @@ from server.api.application import create_application
 from server.config import ServerConfig
 from server.dispatch.context import Dispatcher
 from server.store import agents
+from server.store.all_tables import metadata
 from server.store.codes import UNIT_STATES
 from server.store.database import Database
-from server.store.schema import metadata, unit, unit_count, unit_delta
+from server.store.schema import unit, unit_count, unit_delta
 
 KEY = b"k" * 32
 CHECKSUM = "adler32:00000001"

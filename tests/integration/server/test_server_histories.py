@@ -367,8 +367,8 @@ def test_random_histories_on_real_postgres_keep_every_promise(
     made: list[str] = []
 
     def fresh() -> str:
+        from server.store.all_tables import metadata
         from server.store.database import Database
-        from server.store.schema import metadata
 
         if not made:
             made.append(make_url_of("real_postgres"))

@@ -12,9 +12,9 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import inspect, text
 
+from server.store.all_tables import metadata
 from server.store.database import Database, DatabaseUnavailable
 from server.store.migrate import NewerDatabase, upgrade
-from server.store.schema import metadata
 
 if TYPE_CHECKING:
     from tests.services.postgres import PostgresServer
