@@ -54,3 +54,8 @@ class FrozenClock:
         with self._lock:
             self._now += seconds
             self._monotonic += seconds
+
+    def set_back(self, seconds: float) -> None:
+        """The time of day is corrected by ``seconds`` into the past; the monotonic clock stays as it is."""
+        with self._lock:
+            self._now -= seconds

@@ -101,6 +101,9 @@ class ErrorCode(IntEnum):
     REGISTRATION_FAILED = 1410
     OUTPUT_NOT_REGULAR = 1411
     BAD_CONFIGURATION = 1412
+    STATE_TIMEOUT = 1413
+    BAD_SANDBOX = 1414
+    OUTPUTS_NOT_REGISTERED = 1420
 
 
 @dataclass(frozen=True)
@@ -194,6 +197,9 @@ ERRORS: dict[ErrorCode, ErrorInfo] = {
     ErrorCode.REGISTRATION_FAILED: ErrorInfo("The pilot could not register: its worker's secret is unknown, used up or expired.", _O, False),
     ErrorCode.OUTPUT_NOT_REGULAR: ErrorInfo("An output is a link or no regular file inside the job's folder; it is not uploaded.", _U, False, True),
     ErrorCode.BAD_CONFIGURATION: ErrorInfo("The configuration or the installation cannot be used: mend what the message names.", _O, False),
+    ErrorCode.BAD_SANDBOX: ErrorInfo("The sandbox cannot be unpacked safely: pack it again with pilotage sandbox.", _U, False, True),
+    ErrorCode.STATE_TIMEOUT: ErrorInfo("The job stayed in one state for longer than its time-out: look at its pilot, its storage and the site.", _S, True),
+    ErrorCode.OUTPUTS_NOT_REGISTERED: ErrorInfo("The catalogue refuses to register an output: read its words, mend scope, names or account.", _U, True, True),
 }  # fmt: skip
 
 

@@ -94,6 +94,8 @@ class _Request:
     path: str
     params: dict[str, Any]
     content: Optional[bytes]
+    content_type: str = "application/json"
+    accept: str = "application/json"
 
 
 @dataclass(frozen=True)
@@ -205,6 +207,30 @@ class HttpClient:
             kind = reply.headers.get("Content-Type", "no content type")
             raise BadReply(f"{where}: the answer ({kind}) is not what this version expects: {error}") from error
 
+    def transfer(
+        self,
+        method: str,
+        path: str,
+        content: Optional[bytes] = None,
+        *,
+        content_type: str = "application/octet-stream",
+        timeout: Optional[Timeout] = None,
+        total_s: Optional[float] = None,
+        retry: bool = True,
+    ) -> bytes:
+        """Send bytes as they are (None: no body) and answer those that come back; the rest as with :meth:`call`."""
+        if content is not None and len(content) > self._max_body_bytes:
+            raise BodyTooLarge(f"{path}: {len(content)} bytes are more than the limit of {self._max_body_bytes}")
+        reply = self._exchange(
+            _Request(method.upper(), path, {}, content, content_type, "*/*"),
+            self._timeout_of(timeout),
+            self._clock.monotonic() + total_s if total_s is not None else None,
+            _policy(self._retries if retry else 0),
+        )
+        if not 200 <= reply.status < 300:
+            raise _problem_error(f"{method.upper()} {self.base_url}{path}", reply)
+        return reply.content
+
     def _encoded(self, method: str, path: str, body: Optional[object]) -> Optional[bytes]:
         if body is None:
             return None
@@ -290,9 +316,9 @@ class HttpClient:
         return bytes(content)
 
     def _headers(self, request: _Request) -> dict[str, str]:
-        headers = {"Accept": "application/json", "User-Agent": f"pilotage/{version()}"}
+        headers = {"Accept": request.accept, "User-Agent": f"pilotage/{version()}"}
         if request.content is not None:
-            headers["Content-Type"] = "application/json"
+            headers["Content-Type"] = request.content_type
         token = self._token() if self._token else None
         if token:
             headers["Authorization"] = f"Bearer {check_bearer(token)}"

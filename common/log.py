@@ -14,9 +14,9 @@ _SECRETS = (
     # Authorization headers and the query parameters that XRootD and OAuth put tokens into.
     (re.compile(r"\b(bearer(?:\s+|%20|\+)|basic\s+)[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE), rf"\g<1>{MASK}"),
     (re.compile(r"\b(authz=|access_token=|refresh_token=|client_secret=)[^&\s\"']+", re.IGNORECASE), rf"\g<1>{MASK}"),
-    # JSON web tokens wherever they stand, and Pilotage's own secrets (common.tokens.SECRET_PREFIX).
+    # JSON web tokens wherever they stand, and Pilotage's own secrets and tokens (common.tokens.*_PREFIX).
     (re.compile(r"\beyJ[A-Za-z0-9_-]{5,}(?:\.[A-Za-z0-9_-]*){1,4}"), MASK),
-    (re.compile(r"\bpls_[A-Za-z0-9_-]{8,}"), MASK),
+    (re.compile(r"\bpl[scpr]_[A-Za-z0-9_-]{8,}"), MASK),
     # Passwords in URLs.
     (re.compile(r"(://[^\s/:@]*:)[^\s/@]+@"), rf"\g<1>{MASK}@"),
 )

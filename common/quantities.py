@@ -146,3 +146,15 @@ def format_duration(seconds: float) -> str:
         if count:
             parts.append(f"{count}{unit}")
     return "".join(parts)
+
+
+def format_about(seconds: float) -> str:
+    """Write a duration for a glance, rounded to what matters; what it writes, :func:`parse_duration` reads.
+
+    >>> format_about(93_784.2), format_about(310.4), format_about(12.34), format_about(1.26), format_about(0.0004)
+    ('1d2h', '5m10s', '12s', '1.3s', '0ms')
+    """
+    for least, step in ((86_400, 3_600), (3_600, 60), (10, 1), (1, 0.1)):
+        if seconds >= least:
+            return format_duration(round(seconds / step) * step)
+    return format_duration(max(0.0, seconds))

@@ -205,7 +205,7 @@ TASK_TRANSITIONS: list[Transition[TaskState]] = [
     Transition(_T.DEFINED, _T.BROKEN, "its input is wrong", "agent"),
     Transition(_T.PENDING, _T.READY, "first units", "agent"),
     Transition(_T.PENDING, _T.BROKEN, "its input will never come", "agent"),
-    Transition(_T.READY, _T.SCOUTING, "first claim, scouts wanted", "agent"),
+    Transition(_T.READY, _T.SCOUTING, "it is large: scouts wanted", "agent"),
     Transition(_T.READY, _T.RUNNING, "first claim", "agent"),
     Transition(_T.SCOUTING, _T.RUNNING, "scouts measured, or avalanche", "agent, user"),
     Transition(_T.SCOUTING, _T.EXHAUSTED, "scouts show a problem", "agent"),
@@ -227,6 +227,7 @@ TASK_TRANSITIONS: list[Transition[TaskState]] = [
     *_rows((_T.FINISHED, _T.FAILED, _T.EXHAUSTED), _T.RUNNING, "retry of what failed", "user"),
     *_rows((_T.DONE, _T.FINISHED), _T.PENDING, "incremental execution: new input", "user, agent"),
     *_rows((_T.DONE, _T.FINISHED, _T.FAILED), _T.RUNNING, "restart of units", "user"),
+    Transition(_T.BROKEN, _T.PENDING, "the stage before runs again", "user"),
 ]  # fmt: skip
 
 _WORKER_ALIVE = (_W.PLANNED, _W.SUBMITTING, _W.SUBMITTED, _W.RUNNING, _W.HELD, _W.MISSING)

@@ -1,20 +1,24 @@
-"""Tokens and secrets: signed tokens of pilots, jobs and users; files of mode 0600; where a user's token is found."""
+"""Tokens and secrets: signed tokens of pilots and people; files of mode 0600; where a user's token is found."""
 
 from __future__ import annotations
 
+import base64
+import binascii
 import errno
 import hashlib
+import hmac
 import math
 import os
 import re
 import secrets
 import stat
+import struct
 import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Callable, NamedTuple, Optional, Union
 
 import jwt
 
@@ -30,6 +34,18 @@ A token from the future is taken: it is ours, and a server whose clock was set b
 """
 SECRET_PREFIX = "pls_"
 """What every secret of ours begins with, so that the log filter and secret scanners know one when they see it."""
+PILOT_PREFIX = "plp_"
+"""What a pilot's token begins with."""
+REFRESH_PREFIX = "plr_"
+"""What a token begins with that renews a login."""
+CODE_PREFIX = "plc_"
+"""What a one-time code begins with, with which a person logs in for the first time."""
+SESSION_BYTES = 20
+
+_PILOT = struct.Struct(">QII")  # pilot, end in seconds since the epoch, revocation epoch
+_REFRESH = struct.Struct(f">{SESSION_BYTES}sQ")  # login, how often it was renewed
+_MAC_BYTES = 32
+_MOST_U32 = 2**32 - 1
 
 _REGISTERED = frozenset({"iss", "sub", "exp", "iat", "jti", "roles", "nbf", "aud"})
 _BEARER = re.compile(r"[A-Za-z0-9._~+/-]+=*")
@@ -53,13 +69,22 @@ class SecretFileError(PilotageError):
 
 @dataclass(frozen=True)
 class Claims:
-    """What a valid token says. ``expires`` is in seconds since the epoch; ``extra`` holds the issuer's own claims."""
+    """What a valid token says. Moments are in seconds since the epoch; ``extra`` holds the issuer's own claims."""
 
     subject: str
     roles: list[str]
     expires: float
     token_id: str
     extra: dict[str, Any] = field(default_factory=dict)
+    issued: float = 0.0
+
+
+class PilotClaims(NamedTuple):
+    """What a valid token of a pilot says; ``epoch`` is the revocation epoch in which it was minted."""
+
+    pilot_id: int
+    expires: float
+    epoch: int
 
 
 class TokenIssuer:
@@ -74,6 +99,21 @@ class TokenIssuer:
         self._key = key
         self._issuer = issuer
         self._clock = clock
+        # A key for each kind, so that nothing signed for one purpose, or for another installation, serves another.
+        self._pilot_key = self._derive(b"pilot")
+        self._refresh_key = self._derive(b"refresh")
+
+    @property
+    def issuer(self) -> str:
+        """The name in its tokens."""
+        return self._issuer
+
+    def _derive(self, purpose: bytes) -> bytes:
+        return hmac.digest(self._key, b"pilotage 1\0" + purpose + b"\0" + self._issuer.encode(), "sha256")
+
+    def derived_key(self, purpose: str) -> bytes:
+        """A key of 32 bytes for another purpose, from which nobody learns this one."""
+        return self._derive(b"for " + purpose.encode())
 
     def mint(self, subject: str, roles: Sequence[str], ttl_s: float, **claims: object) -> str:
         """A token for ``subject`` that is good for ``ttl_s`` seconds. Raises ValueError for a claim with a fixed meaning."""
@@ -121,6 +161,50 @@ class TokenIssuer:
             raise TokenError("the token has expired", expired=True)
         return claims
 
+    def mint_pilot(self, pilot_id: int, ttl_s: float, epoch: int = 0) -> tuple[str, float]:
+        """A pilot's token, which verifies in microseconds, and the moment of its end."""
+        expires = min(math.ceil(self._clock.now() + ttl_s), _MOST_U32)
+        return _seal(PILOT_PREFIX, self._pilot_key, _PILOT.pack(pilot_id, expires, epoch)), float(expires)
+
+    def verify_pilot(self, token: str, *, epoch: int = 0, allow_expired_for_s: float = 0.0) -> PilotClaims:
+        """What a pilot's token says, if this installation signed it, no earlier than in ``epoch``.
+
+        ``allow_expired_for_s`` as for :meth:`verify`. Raises TokenError.
+        """
+        claims = PilotClaims(*_PILOT.unpack(_unseal(PILOT_PREFIX, self._pilot_key, token, _PILOT.size)))
+        if claims.epoch < epoch:
+            raise TokenError("the token was revoked, with all others of its time")
+        if self._clock.now() >= claims.expires + LEEWAY_S + allow_expired_for_s:
+            raise TokenError("the token has expired", expired=True)
+        return claims
+
+    def mint_refresh(self, session: str, counter: int) -> str:
+        """The token that renews a login (SESSION_BYTES in hex) for the ``counter``-th time: always the same one."""
+        return _seal(REFRESH_PREFIX, self._refresh_key, _REFRESH.pack(bytes.fromhex(session), counter))
+
+    def verify_refresh(self, token: str) -> tuple[str, int]:
+        """The login and the counter of such a token. Whether that login still stands, a database says. Raises TokenError."""
+        session, counter = _REFRESH.unpack(_unseal(REFRESH_PREFIX, self._refresh_key, token, _REFRESH.size))
+        return session.hex(), counter
+
+
+def _seal(prefix: str, key: bytes, payload: bytes) -> str:
+    # The sizes are multiples of three bytes: base64 has neither padding nor bits that don't count.
+    return prefix + base64.urlsafe_b64encode(payload + hmac.digest(key, payload, "sha256")).decode("ascii")
+
+
+def _unseal(prefix: str, key: bytes, token: str, size: int) -> bytes:
+    if len(token) != len(prefix) + (size + _MAC_BYTES) * 4 // 3 or not token.startswith(prefix):
+        raise TokenError("the token is not valid")
+    try:
+        raw = base64.b64decode(token[len(prefix) :], b"-_", validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise TokenError("the token is not valid") from error
+    payload = raw[:size]
+    if not hmac.compare_digest(raw[size:], hmac.digest(key, payload, "sha256")):
+        raise TokenError("the token is not valid")
+    return payload
+
 
 def _claims(payload: Mapping[str, Any]) -> Claims:
     roles = payload.get("roles")
@@ -134,12 +218,17 @@ def _claims(payload: Mapping[str, Any]) -> Claims:
     ):
         raise TokenError("the token is not valid: a claim has the wrong type")
     extra = {name: value for name, value in payload.items() if name not in _REGISTERED}
-    return Claims(payload["sub"], roles, float(payload["exp"]), payload["jti"], extra)
+    return Claims(payload["sub"], roles, float(payload["exp"]), payload["jti"], extra, float(payload["iat"]))
 
 
 def new_secret() -> str:
     """A secret of 256 random bits, in characters that fit a URL or a header."""
     return SECRET_PREFIX + secrets.token_urlsafe(KEY_BYTES)
+
+
+def new_code() -> str:
+    """A one-time code of 192 random bits, for a person to paste."""
+    return CODE_PREFIX + secrets.token_urlsafe(24)
 
 
 def hash_secret(secret: str) -> str:
@@ -242,16 +331,23 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def discover_token(explicit_file: Union[str, Path, None], environ: Mapping[str, str]) -> Optional[str]:
+def discover_token(
+    explicit_file: Union[str, Path, None],
+    environ: Mapping[str, str],
+    login: Optional[Callable[[], Optional[str]]] = None,
+) -> Optional[str]:
     """The user's bearer token, or None if there is none anywhere.
 
-    In this order: ``explicit_file``, PILOTAGE_TOKEN_FILE, then as WLCG Bearer Token Discovery has it: BEARER_TOKEN,
-    BEARER_TOKEN_FILE, $XDG_RUNTIME_DIR/bt_u$UID, /tmp/bt_u$UID. A file that was named must be there; the last two need
-    not. Raises SecretFileError.
+    In this order: ``explicit_file``, PILOTAGE_TOKEN_FILE, what ``login`` knows (``pilotage login``), then as WLCG Bearer
+    Token Discovery has it: BEARER_TOKEN, BEARER_TOKEN_FILE, $XDG_RUNTIME_DIR/bt_u$UID, /tmp/bt_u$UID. A file that was
+    named must be there; the last two need not. Raises SecretFileError.
     """
     named = explicit_file or environ.get("PILOTAGE_TOKEN_FILE")
     if named:
         return check_bearer(read_secret_file(Path(named).expanduser()))
+    logged_in = login() if login is not None else None
+    if logged_in is not None:
+        return check_bearer(logged_in)
     if environ.get("BEARER_TOKEN", "").strip():
         return check_bearer(environ["BEARER_TOKEN"].strip())
     if environ.get("BEARER_TOKEN_FILE"):

@@ -19,6 +19,7 @@ from msgspec import inspect as shapes
 
 from common import states, wire
 from common.errors import ERRORS
+from common.events import PROBLEMS, EventKind
 from common.states import Transition
 from server.api.routes import ROUTES
 
@@ -37,13 +38,21 @@ until a row of the table says otherwise (a retry, new input). A job or a worker 
 ERRORS_INTRO = """Numbers below 1400 are those of the PanDA pilot where one means the same thing; the others are Pilotage's
 own. *Retry helps*: another attempt can succeed; when it cannot, a payload failure is the unit's last. *Payload* marks
 what counts against the payload; the rest counts against the site, the pilot or preemption, each with its own cap."""
+EVENTS_INTRO = """What is recorded, when, and what *detail* holds beside the time, the subject, the task, the job and the
+states before and after. Events are per job, not per unit. *Problem*: the dashboard lists it. `GET /v1/events` and
+`pilotage events` list and follow them."""
 CALLS_INTRO = """JSON in and out; a refusal is `application/problem+json` and names the fields at fault. Who calls is told
 by the bearer token; admins may make every call that users may."""
 
 
 def pages() -> dict[str, str]:
     """The text of each page by its file name below ``docs/reference``."""
-    parts = {"states.md": states_page(), "errors.md": errors_page(), "protocol.md": protocol_page()}
+    parts = {
+        "states.md": states_page(),
+        "errors.md": errors_page(),
+        "events.md": events_page(),
+        "protocol.md": protocol_page(),
+    }
     return {name: "\n\n".join(each) + "\n" for name, each in parts.items()}
 
 
@@ -71,6 +80,13 @@ def errors_page() -> list[str]:
     ]
     heads = "number | name | what happened, what to do | who acts | retry helps | payload"
     return ["# Errors", NOTE, _line(ERRORS_INTRO), _table(heads, rows)]
+
+
+def events_page() -> list[str]:
+    """The table of kinds of events."""
+    notes = _notes(EventKind)
+    rows = [(f"`{kind.value}`", notes[kind.name], "yes" * (kind in PROBLEMS)) for kind in EventKind]
+    return ["# Events", NOTE, _line(EVENTS_INTRO), _table("kind | what happened | problem", rows)]
 
 
 def protocol_page() -> list[str]:
@@ -103,9 +119,15 @@ def _calls() -> str:
     return _table("call | who | what | takes | gives", rows)
 
 
+_MODULES = (
+    wire.workflows, wire.commands, wire.world, wire.pilots, wire.outputs, wire.harvesters, wire.projects, wire.failures,
+    wire.tagging, wire.access, wire.answers, wire.monitoring,
+)  # fmt: skip
+
+
 def _classes() -> Iterator[tuple[str, type]]:
     """Each class of the wire package, with the title of the module that begins with it, if one does."""
-    for module in (wire.workflows, wire.world, wire.pilots, wire.harvesters, wire.answers):
+    for module in _MODULES:
         title = _line(module.__doc__ or "").rstrip(".")
         for name in re.findall(r"^class (\w+)", inspect.getsource(module), re.MULTILINE):
             yield title, getattr(module, name)
@@ -130,6 +152,8 @@ def _message(kind: type[msgspec.Struct]) -> list[str]:
 
 def _default(field: shapes.Field) -> str:
     value = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
+    if value is msgspec.NODEFAULT or value is msgspec.UNSET:
+        return "required" if field.required else "left as it is"
     return "required" if field.required else f"`{msgspec.json.encode(value).decode()}`"
 
 
@@ -143,6 +167,8 @@ def _type(info: shapes.Type) -> str:
         return f"list of {_type(info.item_type)}{_bounds(info.min_length, info.max_length, ' items')}"
     if isinstance(info, shapes.DictType):
         return f"object of {_type(info.value_type)}"
+    if isinstance(info, shapes.EnumType) and not info.cls.__module__.startswith("common."):
+        return " or ".join(f"`{each.value}`" for each in info.cls)
     if isinstance(info, (shapes.StructType, shapes.EnumType)):
         place = "states.md" if info.cls.__module__ == states.__name__ else f"#{info.cls.__name__.lower()}"
         return f"[{info.cls.__name__}]({place})"
@@ -158,6 +184,8 @@ def _plain(info: shapes.Type) -> str:
             "integer" if isinstance(info, shapes.IntType) else "number" if info.gt is None else f"number over {info.gt}"
         )
         return f"{kind}{_bounds(info.ge, info.le, '')}"
+    if isinstance(info, shapes.LiteralType):
+        return " or ".join(f"`{value}`" for value in info.values)
     return {shapes.BoolType: "true or false", shapes.NoneType: "null", shapes.AnyType: "anything"}[type(info)]
 
 

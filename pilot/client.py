@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 CALL_S = 30.0
 """How long one call may take before it counts as unanswered."""
+TRANSFER_S = 90.0
+"""What is added to that where many bytes come along."""
 LAST_CALL_S = 3.0
 """The same when the slot is being taken away."""
 OURS = "pilotage:"
@@ -85,6 +87,12 @@ class Server(Protocol):
     def finish(self, job_id: int, request: FinishRequest) -> FinishReply:
         """Deliver the final report."""
 
+    def sandbox(self, sha256: str) -> bytes:
+        """The content of a sandbox that one of the pilot's jobs unpacks."""
+
+    def keep_log(self, job_id: int, archive: bytes) -> None:
+        """Have the server keep the log of a failed job."""
+
     def end(self, pilot_id: int, request: PilotEnd) -> None:
         """Say farewell."""
 
@@ -136,6 +144,22 @@ class HttpServer:
     def finish(self, job_id: int, request: FinishRequest) -> FinishReply:
         """``POST /v1/jobs/{id}:finish``."""
         return self._call(self._http, f"/v1/jobs/{job_id}:finish", request, FinishReply)
+
+    def sandbox(self, sha256: str) -> bytes:
+        """``GET /v1/sandboxes/{sha256}``."""
+        call_s = self._call_s + TRANSFER_S
+        path = f"/v1/sandboxes/{sha256}"
+        return translated(lambda: self._http.transfer("GET", path, timeout=call_s, total_s=call_s, retry=False))
+
+    def keep_log(self, job_id: int, archive: bytes) -> None:
+        """``PUT /v1/jobs/{id}/log``."""
+        path = f"/v1/jobs/{job_id}/log"
+        call_s = self._call_s
+        translated(
+            lambda: self._http.transfer(
+                "PUT", path, archive, content_type="application/gzip", timeout=call_s, total_s=call_s, retry=False
+            )
+        )
 
     def end(self, pilot_id: int, request: PilotEnd) -> None:
         """``POST /v1/pilots/{id}:end``."""

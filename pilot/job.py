@@ -156,6 +156,7 @@ def _merge_metrics(old: Metrics, measured: Metrics) -> Metrics:
         max_rss_mb=max(old.max_rss_mb, measured.max_rss_mb),
         work_dir_mb=max(old.work_dir_mb, measured.work_dir_mb),
         processes=max(old.processes, measured.processes),
+        leak_kb_s=measured.leak_kb_s or old.leak_kb_s,
     )
 
 

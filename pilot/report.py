@@ -26,6 +26,7 @@ def final_report(job: Job) -> FinishRequest:
         error_detail="" if failure is None else failure.detail[:_DETAIL_LIMIT],
         metrics=job.metrics,
         log_tail=job.log_tail[-_LOG_TAIL_LIMIT:],
+        asked=len(job.handed),
     )
 
 

@@ -157,4 +157,5 @@ def _metrics(measured: JobMetrics) -> Metrics:
         max_rss_mb=round(measured.memory_mb, 1),
         work_dir_mb=round(measured.work_dir_mb, 1),
         processes=measured.processes,
+        leak_kb_s=round(measured.leak_kb_s, 3),
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Optional
 
 from common.clock import Clock
-from common.wire import Assignment, Gpu, Offer, Queue
+from common.wire import AssignedFile, Assignment, Gpu, Offer, Queue
 
 MB = 1024 * 1024
 
@@ -25,8 +25,8 @@ class Part:
 def part_of(assignment: Assignment, gpus: list[Gpu]) -> Part:
     """What a job needs, its input's space on disk included; its GPUs are the first that suit it among ``gpus``."""
     requirements = assignment.requirements
-    files = [unit.file for unit in assignment.units if unit.file is not None] + list(assignment.common_input)
-    input_mb = math.ceil(sum(file.size or 0 for file in files) / MB)
+    files = [unit.file for unit in assignment.units if unit.file is not None] + beside(assignment)
+    input_mb = math.ceil(sum({file.did: file.size or 0 for file in files}.values()) / MB)
     wanted = requirements.gpus
     suitable = [
         gpu
@@ -38,6 +38,11 @@ def part_of(assignment: Assignment, gpus: list[Gpu]) -> Part:
     ]
     count = wanted.count if wanted is not None else 0
     return Part(requirements.cores, requirements.memory_mb, requirements.disk_mb + input_mb, tuple(suitable[:count]))
+
+
+def beside(assignment: Assignment) -> list[AssignedFile]:
+    """The files that a job needs beside its units: the common input and that of its secondary streams."""
+    return [*assignment.common_input, *(file for stream in assignment.secondary.values() for file in stream)]
 
 
 def clipped(offer: Offer, queue: Queue) -> Offer:

@@ -55,8 +55,9 @@ class Transfers:
         self._cancel = threading.Event()
 
     def fetch(self, units: Sequence[AssignedUnit], common: Sequence[AssignedFile], into: Path) -> Fetched:
-        """Stage in the files of ``units`` and the ``common`` input."""
-        wanted = [unit.file for unit in units if unit.file is not None] + list(common)
+        """Stage in the files of ``units`` and the ``common`` input, each once: units may be ranges of one file."""
+        every = [unit.file for unit in units if unit.file is not None] + list(common)
+        wanted = list({file.did: file for file in reversed(every)}.values())[::-1]
         if not wanted:
             return Fetched()
         begun = time.monotonic()

@@ -13,6 +13,7 @@ from typing import Any, Optional, TypeVar
 
 from common.clock import Clock
 from common.errors import ErrorCode, PilotageError
+from common.states import JobState
 from common.wire import AssignedUnit, Assignment, RecordRequest, UnitOutcome, UnitsAcquireRequest
 from pilot.agent import Session
 from pilot.client import CallRefused, JobGone, NotAccepted, ServerAway, ServerError
@@ -50,10 +51,19 @@ from pilot.jobstate import (
 )
 from pilot.logs import make_log_archive
 from pilot.outputs import collect_outputs
-from pilot.payload import GetFileReply, InputFile, JobFolder, PayloadDefinition, prepare_payload, read_processed
+from pilot.payload import (
+    GetFileReply,
+    InputFile,
+    JobFolder,
+    PayloadDefinition,
+    PayloadUnit,
+    prepare_payload,
+    read_processed,
+)
 from pilot.payload.processed import DID_LISTS, PFN_LISTS
 from pilot.running import Rules, Running
-from pilot.slot import Part
+from pilot.sandbox import NOTHING, Unpacked, unpack
+from pilot.slot import Part, beside
 from pilot.spool import SpooledReport
 from pilot.tails import file_tail
 from pilot.transfers import Fetched, Transfers, log_record, output_record
@@ -97,6 +107,7 @@ class Work:
         self._storages: dict[str, str] = {}
         self._units: dict[int, AssignedUnit] = {unit.unit_id: unit for unit in assignment.units}
         self._notes: list[str] = []
+        self._unpacked = NOTHING
         self._does: dict[type, Callable[[Any], Optional[Event]]] = {
             StageIn: self._stage_in,
             StartPayload: self._start_payload,
@@ -141,12 +152,30 @@ class Work:
 
     def _stage_in(self, _action: StageIn) -> Event:
         self._folder = JobFolder.create(self._means.work_dir.jobs, str(self._assignment.job_id))
+        try:
+            self._unpacked = self._unpack_sandbox(self._folder)
+        except PilotageError as error:
+            self._note(f"sandbox: {error}")
+            return StagedIn(failure=Failure(error.code, error.detail), fatal=True)
         fetched = self._fetched(
-            self._transfers.fetch(self._assignment.units, self._assignment.common_input, self._folder.work)
+            self._transfers.fetch(self._assignment.units, beside(self._assignment), self._folder.work)
         )
         return StagedIn(
             fetched.outcomes, fetched.bad_replicas, fetched.failure, fetched.fatal, fetched.seconds, fetched.size
         )
+
+    def _unpack_sandbox(self, folder: JobFolder) -> Unpacked:
+        """Before any input comes, so that no name in the archive takes an input's place. Raises PilotageError."""
+        wanted = self._assignment.sandbox
+        if wanted is None:
+            return NOTHING
+        try:
+            content = self._session.server.sandbox(wanted.sha256)
+        except ServerError as error:
+            raise PilotageError(ErrorCode.STAGE_IN_FAILED, f"the sandbox cannot be fetched: {error}") from error
+        unpacked = unpack(content, wanted, folder.work)
+        self._note(f"sandbox {wanted.sha256[:12]} of {wanted.size} bytes is unpacked")
+        return unpacked
 
     def _fetched(self, fetched: Fetched) -> Fetched:
         self._paths.update(fetched.paths)
@@ -193,7 +222,7 @@ class Work:
 
     def _definition(self, units: Sequence[AssignedUnit]) -> PayloadDefinition:
         assignment, requirements = self._assignment, self._assignment.requirements
-        files = [unit.file for unit in units if unit.file is not None]
+        files = {unit.file.did: unit.file for unit in units if unit.file is not None}.values()
         return PayloadDefinition(
             job_id=str(assignment.job_id),
             task_id=str(assignment.task_id),
@@ -203,6 +232,10 @@ class Work:
             environment=assignment.environment,
             inputs=[InputFile(file.did, str(self._paths[file.did])) for file in files],
             counters=[unit.counter for unit in units if unit.counter is not None],
+            units=[self._payload_unit(unit) for unit in units],
+            secondary={
+                name: [str(self._paths[file.did]) for file in files] for name, files in assignment.secondary.items()
+            },
             cores=requirements.cores,
             memory_mb=requirements.memory_mb,
             wall_s=requirements.wall_s,
@@ -213,6 +246,19 @@ class Work:
             scope=assignment.scope,
             site=self._session.grant.queue.site,
             started_at=datetime.fromtimestamp(self._means.clock.now(), timezone.utc),
+            secrets=assignment.secrets,
+        )
+
+    def _payload_unit(self, unit: AssignedUnit) -> PayloadUnit:
+        file = unit.file
+        return PayloadUnit(
+            unit.unit_id,
+            did=None if file is None else file.did,
+            path=None if file is None else str(self._paths[file.did]),
+            first_event=unit.first_event,
+            events=unit.events,
+            counter=unit.counter,
+            attributes={} if file is None else file.attributes,
         )
 
     def _limits(self) -> JobLimits:
@@ -291,6 +337,7 @@ class Work:
 
     def _outputs(self, folder: JobFolder) -> tuple[list[ProducedFile], Optional[Failure]]:
         inputs = {path.name for path in self._paths.values() if path.parent == folder.work}
+        inputs |= self._unpacked.unchanged(folder.work)
         try:
             collected = collect_outputs(folder.work, self._assignment.outputs, inputs)
         except OSError as error:
@@ -355,9 +402,23 @@ class Work:
 
     def _confirm(self, action: Confirm) -> Event:
         try:
-            return Confirmed(self._session.server.finish(self._assignment.job_id, action.report))
+            reply = self._session.server.finish(self._assignment.job_id, action.report)
         except ServerError as error:
             return _event_of(error)
+        if action.report.state is JobState.FAILED:
+            self._leave_log()
+        return Confirmed(reply)
+
+    def _leave_log(self) -> None:
+        """Leave the log of a failed job with the server, for people who cannot read the storage; one try, after the report."""
+        if self._folder is None:
+            return
+        job_id = self._assignment.job_id
+        path = self._folder.root / f"job-{job_id}.log.tgz"
+        try:
+            self._session.server.keep_log(job_id, path.read_bytes())
+        except (OSError, ServerError) as error:
+            logger.info("job %d: its log stays away from the server: %s", job_id, error)
 
     def _remove(self, action: Remove) -> Event:
         for error in self._transfers.remove([output.url for output in action.uploaded]):

@@ -19,12 +19,16 @@ from server.agents.runner import Runner
 from server.api.application import create_application
 from server.config import ServerConfig
 from server.dispatch.context import Dispatcher
-from server.store import agents
+from server.dispatch.heartbeat import write_heard
+from server.dispatch.watching import process_name, say_counts
+from server.store import agents, processes
 from server.store.database import Database, DatabaseUnavailable
 
 logger = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
+MOST_CONNECTIONS = 16
+"""To the database, of one process and kind: threads beyond that wait for a moment."""
 
 
 def database_url(config: ServerConfig) -> str:
@@ -36,15 +40,24 @@ def create_dispatcher(config: ServerConfig) -> Dispatcher:
     """The parts that requests and agents share."""
     key = load_or_create_key(Path(config.state_dir) / "signing.key")
     clock = SystemClock()
-    database = Database(database_url(config), pool_size=config.web_threads)
+    database = Database(database_url(config), pool_size=min(config.web_threads, MOST_CONNECTIONS))
     return Dispatcher(database, TokenIssuer(key, config.issuer, clock), config, clock)
 
 
 def create_app(config: ServerConfig) -> falcon.App[Any, Any]:
     """The WSGI app. Its process says in the database that it is up, so that silence is counted only meanwhile."""
     dispatcher = create_dispatcher(config)
+    _look_around(dispatcher)
     threading.Thread(target=_say_up, args=(dispatcher,), name="liveness", daemon=True).start()
     return create_application(dispatcher)
+
+
+def _look_around(dispatcher: Dispatcher) -> None:
+    """Read what there is to do before the first request has to wait for that."""
+    try:
+        dispatcher.looks.buckets()
+    except DatabaseUnavailable as error:
+        logger.warning("the database is not available: %s", error)
 
 
 def create_served_app(config: ServerConfig, parent: int) -> falcon.App[Any, Any]:
@@ -58,6 +71,10 @@ def _say_up(dispatcher: Dispatcher) -> None:
         try:
             with dispatcher.database.write(durable=False) as connection:
                 agents.seen_up(connection, LIVENESS_GAP_S, dispatcher.now())
+                say_counts(connection, dispatcher)
+                idle = dispatcher.idle.by_queue(dispatcher.clock.monotonic())
+                processes.say(connection, process_name(), idle, dispatcher.now())
+            write_heard(dispatcher)
         except DatabaseUnavailable as error:
             logger.warning("the database is not available: %s", error)
         if dispatcher.stopping.wait(LIVENESS_PERIOD_S):

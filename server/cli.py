@@ -21,7 +21,9 @@ from common.log import setup_logging
 from common.quantities import parse_duration
 from common.tokens import write_secret_file
 from common.wire import Health
+from server.access.logins import mint_token
 from server.app import create_dispatcher, create_served_app, run_agents
+from server.cli_people import user
 from server.config import ServerConfig
 from server.store.database import DatabaseUnavailable
 from server.store.migrate import NewerDatabase, upgrade
@@ -31,7 +33,7 @@ logger = logging.getLogger(__name__)
 ADMIN_TOKEN_S = 30 * 86400.0
 """Life of the token that is written at each start."""
 READY_S = 60.0
-ROLES = ("user", "admin", "harvester")
+ROLES = ("user", "production", "admin", "harvester", "outside_worker")
 
 
 @click.group(invoke_without_command=True)
@@ -61,14 +63,21 @@ def server(context: click.Context, /, agents_only: bool, web_only: bool, **optio
 
 @server.command()
 @click.option("--role", type=click.Choice(ROLES), multiple=True, required=True, help="What the bearer may do.")
-@click.option("--subject", required=True, help="Who the bearer is.")
+@click.option("--subject", required=True, help="Who the bearer is; a harvester's token carries the harvester's name.")
+@click.option("--group", multiple=True, help="A group that the bearer belongs to; may be repeated.")
 @click.option("--ttl", default="30d", show_default=True, help="How long it is valid, such as 12h or 30d.")
 @click.option("--output", type=click.Path(path_type=Path), help="File to write, mode 0600; else standard output.")
 @click.pass_obj
-def token(config: tuple[Any, ServerConfig], role: tuple[str, ...], subject: str, ttl: str, output: Path | None) -> None:
-    """Mint a token for a person or a harvester."""
-    dispatcher = create_dispatcher(config[1])
-    minted = dispatcher.issuer.mint(subject, list(role), parse_duration(ttl))
+def token(
+    config: tuple[Any, ServerConfig],
+    role: tuple[str, ...],
+    subject: str,
+    group: tuple[str, ...],
+    ttl: str,
+    output: Path | None,
+) -> None:
+    """Mint a token for a person or a program."""
+    minted = mint_token(create_dispatcher(config[1]), subject, role, parse_duration(ttl), group)
     if output is None:
         click.echo(minted)
     else:
@@ -80,6 +89,9 @@ def token(config: tuple[Any, ServerConfig], role: tuple[str, ...], subject: str,
 def migrate(config: tuple[Any, ServerConfig]) -> None:
     """Bring the database to this version's schema."""
     click.echo("the schema was brought up to date" if prepare(config[1]) else "the schema is up to date")
+
+
+server.add_command(user)
 
 
 def prepare(config: ServerConfig) -> bool:
@@ -98,7 +110,7 @@ def prepare(config: ServerConfig) -> bool:
         changed = upgrade(dispatcher.database)
     except (DatabaseUnavailable, NewerDatabase, ValueError) as error:
         raise PilotageError(ErrorCode.BAD_CONFIGURATION, f"[server] database: {error}") from error
-    minted = dispatcher.issuer.mint("admin", ["admin", "user"], ADMIN_TOKEN_S)
+    minted = mint_token(dispatcher, "admin", ["admin", "user"], ADMIN_TOKEN_S)
     write_secret_file(state / "admin.token", minted + "\n")
     dispatcher.database.close()
     return changed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 pytest_plugins = (
     "tests.services.base",
+    "tests.services.activemq",
     "tests.services.postgres",
     "tests.services.xrootd",
     "tests.services.apptainer",
@@ -14,7 +15,7 @@ pytest_plugins = (
 def pytest_report_header() -> str:
     """Say which real services this machine has, or would get, before the tests start."""
     # Imported here, so that pytest gets to load the plugins first (and rewrite their assertions).
-    from tests.services import apptainer, postgres, xrootd
+    from tests.services import activemq, apptainer, postgres, xrootd
 
-    services = {"postgres": postgres, "xrootd": xrootd, "apptainer": apptainer}
+    services = {"postgres": postgres, "xrootd": xrootd, "apptainer": apptainer, "activemq": activemq}
     return "real services: " + ", ".join(f"{name} {module.status()}" for name, module in services.items())

@@ -11,8 +11,11 @@ import msgspec
 from common.cli import render
 from common.cli.api import QUEUE, SHARE, SITE, STORAGE, Api, ResourceKind
 from common.cli.client import Client, client_options
+from common.cli.downtimes import downtime
 from common.cli.options import duration, size
+from common.cli.retry_rules import blocked_host, retry_rule
 from common.cli.strict import InputError, convert
+from common.cli.tagging import tagging_rule
 from common.cli.textfile import read_table
 from common.problem import FieldError
 from common.states import ResourceState
@@ -126,6 +129,7 @@ STORAGE_COLUMNS: list[render.Column[StorageSpec]] = [
     ("storage", lambda storage: storage.name),
     ("site", lambda storage: storage.site),
     ("status", lambda storage: storage.status),
+    ("tape", lambda storage: (storage.stager or "no stager") if storage.tape else ""),
     ("endpoints", lambda storage: [endpoint.url for endpoint in storage.endpoints]),
 ]
 SHARE_COLUMNS: list[render.Column[ShareSpec]] = [
@@ -138,6 +142,10 @@ site = resource_group(SITE, SITE_COLUMNS)
 queue = resource_group(QUEUE, QUEUE_COLUMNS)
 storage = resource_group(STORAGE, STORAGE_COLUMNS)
 share = resource_group(SHARE, SHARE_COLUMNS)
+admin.add_command(retry_rule)
+admin.add_command(blocked_host)
+admin.add_command(tagging_rule)
+admin.add_command(downtime)
 
 
 def _distances(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> Optional[dict[str, int]]:
@@ -178,7 +186,12 @@ def set_site(client: Client, name: str, file: Optional[Path], **changes: Any) ->
 @click.option("--disk", "disk_mb", type=size, help="The most scratch disk, such as 100GB.")
 @click.option("--wall", "wall_s", type=duration, help="The longest wall time, such as 2d.")
 @click.option("--gpus", type=click.IntRange(min=0), help="The most GPUs.")
+@click.option("--core-power", type=click.FloatRange(min=0, min_open=True), help="What a core does, in HS23.")
+@click.option("--cpu-efficiency", type=click.FloatRange(0, 1, min_open=True), help="How much of it payloads use.")
 @click.option("--trusted/--not-trusted", default=None, help="Whether payloads may run without a container.")
+@click.option("--heartbeat-timeout", "heartbeat_timeout_s", type=duration, help="In place of the setting, such as 4h.")
+@click.option("--no-reassign/--reassign", default=None, help="Take no work from silent or slow pilots.")
+@click.option("--remote-io/--no-remote-io", default=None, help="Whether payloads may read input from the storage.")
 @click.option("--tag", "tags", multiple=True, help="What its slots can do; may be repeated.")
 @click.option("--copytool", "copytools", multiple=True, help="How files are moved there, best first; may be repeated.")
 @click.option("--bind", "container_binds", multiple=True, help="A path that containers see; may be repeated.")
@@ -199,6 +212,8 @@ def set_queue(client: Client, name: str, file: Optional[Path], **changes: Any) -
     metavar="URL",
     help="A prefix such as root://host:1094//data, for reading and writing; may be repeated. A file can say more.",
 )
+@click.option("--tape/--disk", "tape", default=None, help="Whether files must be recalled before they are read.")
+@click.option("--stager", help="What recalls them: a [server.stagers.NAME] of the server's configuration.")
 @click.option("--description", help="For people.")
 @set_options
 def set_storage(client: Client, name: str, file: Optional[Path], endpoints: tuple[str, ...], **changes: Any) -> None:

@@ -12,6 +12,7 @@ from common.http import quoted
 from common.wire import (
     EventPage,
     EventView,
+    InputsRequest,
     JobPage,
     JobView,
     OutputPage,
@@ -120,9 +121,21 @@ class Api:
         """Pause, resume, kill or retry a task."""
         return self._client.call("POST", f"/v1/tasks/{task_id}:command", command, TaskView)
 
+    def add_inputs(self, task_id: int, request: InputsRequest) -> TaskView:
+        """Give a task whose input is open more files; those that it has already are left out."""
+        return self._client.call("POST", f"/v1/tasks/{task_id}/inputs", request, TaskView)
+
+    def close_inputs(self, task_id: int) -> TaskView:
+        """Say that no more files will come for a task."""
+        return self._client.call("POST", f"/v1/tasks/{task_id}/inputs:close", None, TaskView)
+
     def why_queue(self, queue: str, **offer: Param) -> WhyReply:
         """What a slot of ``queue`` would be given, and why not more; ``offer`` changes what the slot offers."""
         return self._client.call("GET", f"/v1/queues/{quoted(queue)}/why", None, WhyReply, params=offer)
+
+    def why_pilot(self, pilot_id: int) -> WhyReply:
+        """The same for what a pilot offered last."""
+        return self._client.call("GET", f"/v1/pilots/{pilot_id}/why", None, WhyReply)
 
     def why_task(self, task_id: int) -> list[WhyReply]:
         """The same from the side of one task: an answer for each queue."""
@@ -146,7 +159,7 @@ class Api:
 
     def _pages(self, path: str, page_type: type[P], limit: int, **params: Param) -> Iterator[P]:
         """Pages of a list until it ends or ``limit`` items have come."""
-        after: Optional[int] = None
+        after: Union[int, str, None] = None
         while limit > 0:
             asked = {**params, "after": after, "limit": min(limit, PAGE)}
             page = self._client.call("GET", path, None, page_type, params=asked)

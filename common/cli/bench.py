@@ -19,6 +19,7 @@ from common.cli.api import Api
 from common.cli.demo import LISTENING
 from common.cli.demo_processes import DemoError, Processes
 from common.cli.demo_world import DemoFolder, pilotage
+from common.cli.main import LazyCommands
 from common.http import HttpClient
 from common.states import FINAL_TASK_STATES, JobState, WorkerState
 from common.tokens import hash_secret, new_secret, read_secret_file, write_secret_file
@@ -36,7 +37,13 @@ from common.wire import (
 MARK = "bench-pilot"
 
 
-@click.group()
+class Benchmarks(LazyCommands):
+    """Those of programs come by entry point, so that each imports only its own."""
+
+    entry_points = "pilotage.bench"
+
+
+@click.group(cls=Benchmarks)
 def bench() -> None:
     """Measure this installation, on this machine."""
 

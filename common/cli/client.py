@@ -11,6 +11,7 @@ from typing import Any, Callable, Optional, TypeVar, cast
 import click
 
 from common.cli import load_section
+from common.cli.session import session_token
 from common.config import ClientConfig, ConfigError, Loaded
 from common.http import HttpClient, ProblemError
 from common.tokens import discover_token
@@ -54,8 +55,8 @@ def client_options(command: F) -> F:
         except ProblemError as error:
             if error.status == UNAUTHORIZED and find_token(loaded) is None:
                 raise click.ClickException(
-                    "the server wants a token, and none was found: give --token-file FILE, or name the file in"
-                    " PILOTAGE_TOKEN_FILE"
+                    "the server wants a token, and none was found: run pilotage login, give --token-file FILE, or name"
+                    " the file in PILOTAGE_TOKEN_FILE"
                 ) from error
             raise
         finally:
@@ -78,4 +79,11 @@ def find_token(loaded: Loaded[ClientConfig]) -> Optional[str]:
     token_file = loaded.value.token_file
     if loaded.sources["token_file"].startswith("file ") and os.environ.get("PILOTAGE_TOKEN_FILE"):
         token_file = None  # the environment is stronger than a file, under this name too
-    return discover_token(token_file, os.environ)
+    return discover_token(token_file, os.environ, lambda: _login_token(loaded.value))
+
+
+def _login_token(config: ClientConfig) -> Optional[str]:
+    if not config.server_url:
+        return None
+    ca_file = str(Path(config.ca_file).expanduser()) if config.ca_file else None
+    return session_token(config.server_url, os.environ, ca_file)

@@ -152,10 +152,14 @@ class Processes:
         """The logs of all programs."""
         return [component.log_file for component in self._components]
 
+    def pid(self, name: str) -> int:
+        """The number of the process of program ``name``."""
+        return next(component.process.pid for component in self._components if component.name == name)
+
     def children(self, name: str) -> int:
         """How many living child processes the program ``name`` has."""
         try:
-            found = psutil.Process(self._pid(name)).children()
+            found = psutil.Process(self.pid(name)).children()
             return sum(child.status() != psutil.STATUS_ZOMBIE for child in found)
         except psutil.NoSuchProcess:
             return 0
@@ -203,9 +207,6 @@ class Processes:
         component.decided.set()
         if not self._stopping:
             self._died.set()
-
-    def _pid(self, name: str) -> int:
-        return next(component.process.pid for component in self._components if component.name == name)
 
 
 def _adopt_orphans(yes: bool) -> None:

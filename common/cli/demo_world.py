@@ -164,7 +164,7 @@ def _stage(
     outputs: list[str],
     image: Optional[str],
     *,
-    files_per_job: int = 1,
+    files_per_job: Optional[int] = None,
     merge: Optional[MergeRule] = None,
     environment: Optional[dict[str, str]] = None,
 ) -> StageSpec:
@@ -181,5 +181,7 @@ def _stage(
         outputs=[OutputPattern(pattern=pattern, storage=STORAGE_NAME) for pattern in outputs],
         requirements=NEEDS,
         files_per_job=files_per_job,
+        # However many units there are, its jobs are short on purpose.
+        scouts=False,
         merge=merge,
     )

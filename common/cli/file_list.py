@@ -10,11 +10,15 @@ where ``#`` begins a comment and names hold no spaces.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from common.cli.strict import InputError, convert, suggestion
-from common.cli.textfile import read_json, read_text
+from common.cli.textfile import parse_json, read_text
 from common.problem import FieldError
 from common.quantities import QuantityError, parse_size
 from common.wire import FileSpec
@@ -23,30 +27,54 @@ OPTIONS = ("size", "events", "checksum")
 LINE = "write: scope:name STORAGE:PATH [size=…] [events=…] [checksum=…]"
 
 
-def read_file_list(path: Path, wanted_by: str = "") -> list[dict[str, Any]]:
-    """The files in a list, in the form of :class:`common.wire.FileSpec`; ``wanted_by`` is the field that named it.
+def read_file_list(path: Path, wanted_by: str = "") -> list[FileSpec]:
+    """The files in a list; ``wanted_by`` is the field that named it.
 
     Raises:
         InputError: it cannot be read, is empty, or a file in it is wrong or there twice.
     """
-    if path.suffix == ".json":
-        files, places = _from_json(path, wanted_by)
-    elif path.suffix == ".txt":
-        files, places = _from_text(path, wanted_by)
-    else:
-        raise InputError(str(path), [FieldError(wanted_by, "the list's name must end in .json or .txt")])
+    files = parse_file_list(read_text(path, wanted_by), path.name, str(path), wanted_by)
     if not files:
         raise InputError(str(path), [FieldError(wanted_by, "the list is empty: name at least one file")])
-    _no_duplicates(path, files, places)
     return files
 
 
-def _from_json(path: Path, wanted_by: str) -> tuple[list[dict[str, Any]], list[str]]:
-    value = read_json(path, wanted_by)
+def parse_file_list(text: str, name: str, where: str, wanted_by: str = "") -> list[FileSpec]:
+    """The files in the text of a list; the end of its ``name`` says its form, ``where`` stands before each mistake.
+
+    Raises:
+        InputError: a file in it is wrong or there twice.
+    """
+    if name.endswith(".json"):
+        files = _from_json(text, where, wanted_by)
+        places: Sequence[str] = _Indices()
+    elif name.endswith(".txt"):
+        files, places = _from_text(text, where)
+    else:
+        raise InputError(where, [FieldError(wanted_by, "the list's name must end in .json or .txt")])
+    _no_duplicates(where, files, places)
+    return files
+
+
+class _Indices(Sequence[str]):
+    """The place of each file in a JSON list: nobody wants a million of these texts in memory."""
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, index: Any) -> Any:
+        return f"[{index}]"
+
+
+def _from_json(text: str, where: str, wanted_by: str) -> list[FileSpec]:
+    try:
+        return _PLAIN.decode(text)  # at once, without a dictionary for each file: lists may be huge
+    except (msgspec.DecodeError, UnicodeEncodeError):
+        value = parse_json(text, where, wanted_by)
     if isinstance(value, dict) and isinstance(value.get("files"), list):
         value = value["files"]
     if not isinstance(value, list):
-        raise InputError(str(path), [FieldError("", "expected a list of files, or an object with it as 'files'")])
+        raise InputError(where, [FieldError("", "expected a list of files, or an object with it as 'files'")])
     errors = []
     for index, file in enumerate(value):
         if isinstance(file, dict) and isinstance(file.get("size"), str):
@@ -55,22 +83,24 @@ def _from_json(path: Path, wanted_by: str) -> tuple[list[dict[str, Any]], list[s
             except QuantityError as error:
                 errors.append(FieldError(f"[{index}].size", f"{file['size']!r} cannot be read: {error.remedy}"))
     if errors:
-        raise InputError(str(path), errors)
-    convert(value, list[FileSpec], str(path))
-    return value, [f"[{index}]" for index in range(len(value))]
+        raise InputError(where, errors)
+    return convert(value, list[FileSpec], where)
 
 
-def _from_text(path: Path, wanted_by: str) -> tuple[list[dict[str, Any]], list[str]]:
+_PLAIN = msgspec.json.Decoder(list[FileSpec])
+
+
+def _from_text(text: str, where: str) -> tuple[list[FileSpec], list[str]]:
     files, places = [], []
-    for number, line in enumerate(read_text(path, wanted_by).splitlines(), start=1):
+    for number, line in enumerate(text.splitlines(), start=1):
         words = line.split("#", 1)[0].split()
         if words:
-            files.append(_from_words(words, f"{path}:{number}"))
+            files.append(_from_words(words, f"{where}:{number}"))
             places.append(f"line {number}")
     return files, places
 
 
-def _from_words(words: list[str], where: str) -> dict[str, Any]:
+def _from_words(words: list[str], where: str) -> FileSpec:
     file: dict[str, Any] = {"did": words[0], "replicas": []}
     for word in words[1:]:
         name, equals, value = word.partition("=")
@@ -83,8 +113,7 @@ def _from_words(words: list[str], where: str) -> dict[str, Any]:
         file["replicas"].append({"storage": storage, "path": place})
     if not file["replicas"]:
         raise InputError(where, [FieldError("", f"{words[0]} has no replica; {LINE}")])
-    convert(file, FileSpec, where)
-    return file
+    return convert(file, FileSpec, where)
 
 
 def _option(name: str, value: str, where: str) -> object:
@@ -100,13 +129,13 @@ def _option(name: str, value: str, where: str) -> object:
         raise InputError(where, [FieldError(name, f"{value!r} is no whole number")]) from error
 
 
-def _no_duplicates(path: Path, files: list[dict[str, Any]], places: list[str]) -> None:
-    first: dict[str, str] = {}
+def _no_duplicates(where: str, files: Sequence[FileSpec], places: Sequence[str]) -> None:
+    first: dict[str, int] = {}
     errors = []
-    for file, place in zip(files, places):
-        did = file["did"]
-        if did in first:
-            errors.append(FieldError(place, f"{did} is in the list already, at {first[did]}: name each file once"))
-        first.setdefault(did, place)
+    for index, file in enumerate(files):
+        before = first.setdefault(file.did, index)
+        if before != index:
+            words = f"{file.did} is in the list already, at {places[before]}: name each file once"
+            errors.append(FieldError(places[index], words))
     if errors:
-        raise InputError(str(path), errors)
+        raise InputError(where, errors)

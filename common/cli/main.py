@@ -45,16 +45,18 @@ class Interrupted(Failure):
     exit_code = 130
 
 
-class LazyGroup(click.Group):
-    """A group whose commands are entry points, and whose failures are told in one message without a traceback."""
+class LazyCommands(click.Group):
+    """A group whose commands are entry points of :attr:`entry_points`, beside those that it holds itself."""
+
+    entry_points = GROUP
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names of all installed commands."""
-        return sorted({*super().list_commands(ctx), *plugins(GROUP)})
+        return sorted({*super().list_commands(ctx), *plugins(self.entry_points)})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> Optional[click.Command]:
         """Import and return the command. Raises PluginError when something it needs is not installed."""
-        entry = plugins(GROUP).get(cmd_name)
+        entry = plugins(self.entry_points).get(cmd_name)
         if entry is None:
             return super().get_command(ctx, cmd_name)
         command = load_plugin(entry)
@@ -64,10 +66,15 @@ class LazyGroup(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands with their short help, without importing any of them."""
-        rows = [(name, short_help(entry)) for name, entry in plugins(GROUP).items()]
+        rows = [(name, command.get_short_help_str(120)) for name, command in self.commands.items()]
+        rows += [(name, short_help(entry)) for name, entry in plugins(self.entry_points).items()]
         if rows:
             with formatter.section("Commands"):
-                formatter.write_dl(rows)
+                formatter.write_dl(sorted(rows))
+
+
+class LazyGroup(LazyCommands):
+    """The outermost of them, whose failures are told in one message without a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; failures become :class:`Failure`."""

@@ -207,6 +207,7 @@ OUTPUT_COLUMNS: list[Column[OutputView]] = [
 REFUSAL_COLUMNS: list[Column[Refusal]] = [
     ("task", lambda refusal: refusal.task_id),
     ("bucket", lambda refusal: refusal.bucket_id),
+    ("buckets", lambda refusal: refusal.buckets),
     ("refused by", lambda refusal: Text(refusal.filter, style="yellow")),
     ("because", lambda refusal: refusal.detail),
 ]

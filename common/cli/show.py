@@ -10,6 +10,8 @@ import click
 from common.cli import render
 from common.cli.api import NEWEST_OF, Api
 from common.cli.client import Client, client_options
+from common.cli.demand import demand, shares
+from common.cli.measured import measured_fields
 from common.quantities import format_duration
 from common.states import JobState, TaskState, UnitState
 from common.wire import EventView, JobView, TaskView
@@ -141,6 +143,7 @@ def _task_fields(view: TaskView) -> list[tuple[str, object]]:
         ("wall time", format_duration(needs.wall_s) if needs.wall_s else None),
         ("GPUs", needs.gpus),
         ("tags", needs.tags),
+        *measured_fields(view.measured),
         ("created", render.moment(view.created)),
         ("ended", render.moment(view.ended)),
     ]
@@ -250,3 +253,7 @@ def events(client: Client, limit: int, newest: bool, task_id: Optional[int], job
             limit,
             "; --newest shows the last ones",
         )
+
+
+show.add_command(demand)
+show.add_command(shares)

@@ -54,7 +54,14 @@ def read_table(path: Path) -> dict[str, Any]:
 
 def read_json(path: Path, wanted_by: str = "") -> Any:
     """The JSON value in ``path``. Raises InputError."""
+    return parse_json(read_text(path, wanted_by), str(path), wanted_by)
+
+
+def parse_json(text: str, where: str, wanted_by: str = "") -> Any:
+    """The JSON value in a text that came from ``where``. Raises InputError."""
     try:
-        return json.loads(read_text(path, wanted_by))
+        return json.loads(text)
     except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}", [FieldError(wanted_by, f"this is not JSON: {error.msg}")]) from error
+        raise InputError(
+            f"{where}:{error.lineno}", [FieldError(wanted_by, f"this is not JSON: {error.msg}")]
+        ) from error

@@ -9,12 +9,15 @@ import click
 from common.cli import render
 from common.cli.api import Api
 from common.cli.client import Client, client_options
+from common.cli.demand import print_demand
 from common.cli.options import duration, size
 
 
 @click.command()
 @click.option("--queue", metavar="NAME", help="Ask for a slot of this queue.")
 @click.option("--task", "task_id", metavar="ID", type=click.IntRange(min=1), help="Ask for this task.")
+@click.option("--pilot", "pilot_id", metavar="ID", type=click.IntRange(min=1), help="Ask for a pilot's last offer.")
+@click.option("--demand", is_flag=True, help="With --queue: why harvester is asked for as many pilots as it is.")
 @click.option("--cores", type=click.IntRange(min=1), help="With --queue: a slot with so many free cores.")
 @click.option("--memory", "memory_mb", type=size, help="With --queue: so much memory, such as 4GiB.")
 @click.option("--disk", "disk_mb", type=size, help="With --queue: so much scratch, such as 20GB.")
@@ -26,6 +29,8 @@ def why(
     client: Client,
     queue: Optional[str],
     task_id: Optional[int],
+    pilot_id: Optional[int],
+    demand: bool,
     cores: Optional[int],
     memory_mb: Optional[int],
     disk_mb: Optional[int],
@@ -33,7 +38,7 @@ def why(
     gpus: Optional[int],
     tags: tuple[str, ...],
 ) -> None:
-    """Tell why a slot of a queue gets nothing, or why a task finds no slot.
+    """Tell why a slot of a queue, or a pilot, gets nothing, or why a task finds no slot.
 
     For each bucket of ready units it names the first filter that refused, in words, and what matched. Without further
     options the slot offers all that its queue can.
@@ -46,13 +51,21 @@ def why(
         "gpus": gpus,
         "tags": ",".join(tags) or None,
     }
-    if (queue is None) == (task_id is None):
-        raise click.UsageError("say whom to ask for: give --queue NAME or --task ID")
+    if sum(each is not None for each in (queue, task_id, pilot_id)) != 1:
+        raise click.UsageError("say whom to ask for: give --queue NAME, --task ID or --pilot ID")
+    offers = any(value is not None for value in offer.values())
+    if offers and (queue is None or demand):
+        raise click.UsageError("what a slot offers goes with --queue alone; leave it out")
+    if demand:
+        if queue is None:
+            raise click.UsageError("demand is a queue's: give --queue NAME")
+        print_demand(client, queue, explain=True)
+        return
     api = Api(client.http)
     if queue is not None:
         replies = [api.why_queue(queue, **offer)]
-    elif any(value is not None for value in offer.values()):
-        raise click.UsageError("what a slot offers goes with --queue; leave it out with --task")
+    elif pilot_id is not None:
+        replies = [api.why_pilot(pilot_id)]
     else:
         replies = api.why_task(task_id or 0)
     if client.as_json:

@@ -1,8 +1,8 @@
 """Workflow files: what people write in TOML or JSON becomes a :class:`common.wire.WorkflowRequest`.
 
 A file may hold the message as it goes over the wire, or its friendlier form: ``[[stage]]`` tables, ``input.counter``,
-``input.files_from``, ``jobscript_file``, outputs as plain patterns, and sizes and times with units. Paths in a file are
-relative to its folder.
+``input.files_from``, ``input.dataset``, ``jobscript_file``, outputs as plain patterns, and sizes and times with units.
+Paths in a file are relative to its folder.
 """
 
 from __future__ import annotations
@@ -14,33 +14,51 @@ from typing import Any, Callable, Optional, TypeVar
 import msgspec
 
 from common.cli.file_list import read_file_list
+from common.cli.jobscript import fetch_jobscript
 from common.cli.strict import InputError, convert, join, suggestion, unknown_fields
 from common.cli.textfile import read_table, read_text
 from common.problem import FieldError
 from common.quantities import QuantityError, parse_duration, parse_size
-from common.wire import CounterInput, FilesInput, GpuRequest, Requirements, StageInput, StageSpec, WorkflowRequest
+from common.wire import (
+    CounterInput,
+    DatasetInput,
+    FilesInput,
+    FileSpec,
+    GpuRequest,
+    MergeRule,
+    Requirements,
+    SecondaryInput,
+    StageInput,
+    StageSpec,
+    WorkflowRequest,
+)
 
 T = TypeVar("T")
 Table = dict[str, Any]
 MIB = 1024 * 1024
-SOURCES = ("counter", "stage", "files", "files_from", "single")
-INPUT_REMEDY = "say where the units come from: counter = 200, stage = 'name', files_from = 'list.json' or single = true"
+SOURCES = ("counter", "stage", "stages", "files", "files_from", "dataset", "single")
+BESIDE_SOURCES = ("pattern", "first", "events", "limit", "events_per_unit", "open", "catalog")
+INPUT_REMEDY = (
+    "say where the units come from: counter = 200, stage = 'name', files_from = 'list.json', "
+    "dataset = 'query' with catalog = 'name', or single = true"
+)
 
 
-def load_workflow(path: Path) -> WorkflowRequest:
-    """Read a workflow file.
+def load_workflow(path: Path, jobscript_git: str = "") -> WorkflowRequest:
+    """Read a workflow file. ``jobscript_git`` (``URL#path@ref``) is the payload of stages that name none.
 
     Raises:
         InputError: it names the file, the field and the remedy, for every mistake that was found.
     """
-    return _Reader(path).request()
+    return _Reader(path, jobscript_git).request()
 
 
 class _Reader:
     """Turns one file into the message, and collects what is wrong with it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, jobscript_git: str) -> None:
         self._path = path
+        self._jobscript_git = jobscript_git
         self._errors: list[FieldError] = []
 
     def request(self) -> WorkflowRequest:
@@ -83,6 +101,8 @@ class _Reader:
         if "input" in stage:
             stage["input"] = self._input(stage["input"], join(path, "input"))
         self._common_input(stage, path)
+        self._secondary_inputs(stage, path)
+        self._merge(stage, path)
         self._quantity(stage, "far_after", "far_after_s", _seconds, path)
         if isinstance(stage.get("requirements"), dict):
             stage["requirements"] = self._requirements(stage["requirements"], join(path, "requirements"))
@@ -92,10 +112,16 @@ class _Reader:
 
     def _payload(self, stage: Table, path: str) -> None:
         """Fetch the jobscript and look at its first line; exactly one kind of payload must be there."""
-        given = [name for name in ("jobscript", "jobscript_file", "command") if name in stage]
+        given: list[str] = [name for name in ("jobscript", "jobscript_file", "command") if name in stage]
+        if not given and self._jobscript_git:
+            stage.setdefault("jobscript_git", self._jobscript_git)
+        if isinstance(stage.get("jobscript_git"), str):
+            given.append("jobscript_git")
         if len(given) != 1:
             found = f"{' and '.join(given)} are there" if given else "the payload is missing"
-            self._wrong(path, f"{found}: give one of jobscript_file, jobscript or command")
+            self._wrong(path, f"{found}: give one of jobscript_file, jobscript_git, jobscript or command")
+        elif given == ["jobscript_git"]:
+            self._from_git(stage, join(path, "jobscript_git"))
         name = stage.pop("jobscript_file", None)
         where = join(path, "jobscript")
         if name is not None:
@@ -113,6 +139,15 @@ class _Reader:
             elif first.endswith("\r"):
                 self._wrong(where, f"the first line{which} ends with a carriage return: save it with Unix line ends")
 
+    def _from_git(self, stage: Table, path: str) -> None:
+        try:
+            fetched = fetch_jobscript(stage["jobscript_git"], path)
+        except InputError as error:
+            self._errors += error.errors
+            return
+        stage["jobscript"] = fetched.text
+        stage["jobscript_git"] = msgspec.to_builtins(fetched.source)
+
     def _input(self, given: Any, path: str) -> Any:
         if given == "single":
             return {"kind": "single"}
@@ -123,15 +158,17 @@ class _Reader:
             return given
         sources = [name for name in SOURCES if name in given]
         if len(sources) != 1:
-            unknown = [name for name in given if name not in (*SOURCES, "pattern", "first", "events")]
+            unknown = [name for name in given if name not in (*SOURCES, *BESIDE_SOURCES)]
             hint = f"; {unknown[0]!r} is unknown, {suggestion(unknown[0], SOURCES)}" if unknown else ""
             self._wrong(path, (INPUT_REMEDY if not sources else f"{' and '.join(sources)} exclude each other") + hint)
             return given
         readers = {
             "counter": self._input_counter,
             "stage": self._input_stage,
+            "stages": self._input_stages,
             "files": self._input_files,
             "files_from": self._input_files_from,
+            "dataset": self._input_dataset,
             "single": self._input_single,
         }
         return readers[sources[0]](dict(given), path)
@@ -144,6 +181,18 @@ class _Reader:
         self._known(given, StageInput, set(), path)
         return {"kind": "stage", **given}
 
+    def _input_stages(self, given: Table, path: str) -> Table:
+        self._known(given, StageInput, set(), path)
+        if isinstance(given["stages"], list):
+            given["stages"] = [{"stage": each} if isinstance(each, str) else each for each in given["stages"]]
+        return {"kind": "stage", **given}
+
+    def _input_dataset(self, given: Table, path: str) -> Table:
+        self._known(given, DatasetInput, {"dataset"}, path)
+        if "catalog" not in given:
+            self._wrong(path, "name the catalogue that is asked: catalog = 'name'")
+        return {"kind": "dataset", "query": given.pop("dataset"), **given}
+
     def _input_single(self, given: Table, path: str) -> Table:
         if given != {"single": True}:
             self._wrong(path, "write single = true, and nothing beside it")
@@ -154,8 +203,11 @@ class _Reader:
         return {"kind": "files", **given, "files": self._files(given["files"], join(path, "files"))}
 
     def _input_files_from(self, given: Table, path: str) -> Table:
-        self._errors += unknown_fields(given, {"files_from"}, path)
-        return {"kind": "files", "files": self._listed(given["files_from"], join(path, "files_from"))}
+        self._known(given, FilesInput, {"files_from"}, path)
+        if "files" in given:
+            self._wrong(path, "files and files_from exclude each other")
+        files = self._listed(given.pop("files_from"), join(path, "files_from"))
+        return {"kind": "files", **given, "files": files}
 
     def _common_input(self, stage: Table, path: str) -> None:
         name = stage.pop("common_input_from", None)
@@ -166,8 +218,37 @@ class _Reader:
         elif "common_input" in stage:
             stage["common_input"] = self._files(stage["common_input"], join(path, "common_input"))
 
-    def _listed(self, name: Any, path: str) -> list[Table]:
-        return self._beside(name, path, read_file_list) or []
+    def _secondary_inputs(self, stage: Table, path: str) -> None:
+        """Files that go with each job beside its units; their lists may be in files of their own."""
+        given = stage.get("secondary_inputs")
+        if not isinstance(given, list):
+            return
+        streams = [dict(each) if isinstance(each, dict) else each for each in given]
+        stage["secondary_inputs"] = streams
+        for index, stream in enumerate(streams):
+            where = f"{join(path, 'secondary_inputs')}[{index}]"
+            if not isinstance(stream, dict):
+                continue
+            self._known(stream, SecondaryInput, {"files_from"}, where)
+            name = stream.pop("files_from", None)
+            if name is not None and "files" in stream:
+                self._wrong(where, "files and files_from exclude each other")
+            if name is not None:
+                stream["files"] = self._listed(name, join(where, "files_from"))
+            elif "files" in stream:
+                stream["files"] = self._files(stream["files"], join(where, "files"))
+
+    def _merge(self, stage: Table, path: str) -> None:
+        if isinstance(stage.get("merge"), dict):
+            stage["merge"] = dict(stage["merge"])
+            self._known(stage["merge"], MergeRule, {"target"}, join(path, "merge"))
+            self._quantity(stage["merge"], "target", "target_mb", _mebibytes, join(path, "merge"))
+
+    def _listed(self, name: Any, path: str) -> list[FileSpec]:
+        """The files of one list, or of several in their order."""
+        names = name if isinstance(name, list) else [name]
+        lists = [self._beside(each, path, read_file_list) for each in names]
+        return [file for files in lists if files for file in files]
 
     def _files(self, given: Any, path: str) -> Any:
         """Files that stand in the workflow file itself; their sizes may have units."""

@@ -24,21 +24,64 @@ class Shape(Message):
 
 
 class ShapeDemand(Message):
-    """How many pilots of a shape a queue should have now, running ones included, with the numbers behind it."""
+    """How many pilots of a shape a queue should have now, running ones included, with the numbers behind it.
+
+    ``ready_units`` and ``ready_jobs`` are this queue's part of the work that waits, ``core_hours`` what it takes where
+    that is known; a pilot is asked for ``life_s``. ``running_jobs`` counts the pilots that hold jobs.
+    """
 
     shape: Shape
     pilots: int
     ready_units: int = 0
     ready_jobs: int = 0
     running_jobs: int = 0
+    core_hours: float = 0.0
+    life_s: int = 0
+
+
+class DemandPart(Message):
+    """Ready work that no filter tells apart, and the part of it that falls to a queue.
+
+    ``jobs`` of ``ready_jobs`` fall to it, as its ``weight`` stands to ``weights``, the sum over the ``queues`` that may
+    run the work. It is of ``tasks`` tasks in ``buckets`` buckets; ``task_id`` is one of them.
+    """
+
+    task_id: int
+    tasks: int
+    buckets: int
+    queues: int
+    distance: int
+    weight: float
+    weights: float
+    ready_jobs: int
+    jobs: int
+
+
+class DemandRefusal(Message):
+    """Ready work of which a queue gets nothing: the filter that refuses it, and in what words for one task."""
+
+    filter: str
+    detail: str
+    task_id: int
+    tasks: int
+    buckets: int
+    units: int
 
 
 class DemandReply(Message):
-    """``GET /v1/queues/{q}/demand``."""
+    """``GET /v1/queues/{q}/demand``; ``computed`` says when. ``parts`` and ``refused`` are there with ``explain=true``.
+
+    ``running`` pilots hold jobs, ``waiting`` workers wait in the batch system: their proportion is the queue's weight.
+    """
 
     queue: Queue
     shapes: list[ShapeDemand] = []
     idle_pilots: int = 0
+    computed: float = 0.0
+    running: int = 0
+    waiting: int = 0
+    parts: list[DemandPart] = []
+    refused: list[DemandRefusal] = []
 
 
 class WorkerReport(Message):

@@ -9,6 +9,7 @@ import msgspec
 
 from common.states import JobState, UnitState
 from common.wire.base import Checksum, Count, Message, NonNegative, Positive, Text
+from common.wire.outputs import Registration
 from common.wire.workflows import (
     Needs,
     OutputRule,
@@ -96,17 +97,33 @@ class AssignedFile(Message):
 
 
 class AssignedUnit(Message):
-    """A unit that the job has claimed: a file, a counter, or neither."""
+    """A unit that the job has claimed: a file, a range of a file's events, a counter, or neither.
+
+    With ``first_event`` (from 0 on) it is the ``events`` events of the file from there on; several units of a job may
+    then be of the same file.
+    """
 
     unit_id: int
     seq: int
     file: Optional[AssignedFile] = None
     counter: Optional[int] = None
     events: Optional[int] = None
+    first_event: Optional[int] = None
+
+
+class AssignedSandbox(Message):
+    """An archive to unpack where the payload starts; from the server at ``/v1/sandboxes/{sha256}``."""
+
+    sha256: str
+    size: int
 
 
 class Assignment(Message, kw_only=True):
-    """A job: all that a pilot needs to run it."""
+    """A job: all that a pilot needs to run it. ``secrets`` are its owner's, by name: for the payload only.
+
+    With ``remote_io`` the payload reads its units' files straight from the storage, by the URLs that are named: they are
+    not copied, and the slot was not asked for the disk that they would take.
+    """
 
     job_id: int
     task_id: int
@@ -117,19 +134,25 @@ class Assignment(Message, kw_only=True):
     requirements: Needs
     outputs: list[OutputRule] = []
     common_input: list[AssignedFile] = []
+    secondary: dict[str, list[AssignedFile]] = {}
     jobscript: Optional[str] = None
     command: Optional[list[str]] = None
     image: Optional[str] = None
     environment: dict[str, str] = {}
+    sandbox: Optional[AssignedSandbox] = None
+    secrets: dict[str, str] = {}
+    remote_io: bool = False
 
 
 class Refusal(Message):
-    """Why a bucket gave nothing: the first filter that said no."""
+    """Why a bucket gave nothing: the first filter that said no. It may stand for more ``buckets`` of which the same holds."""
 
     task_id: int
     bucket_id: int
     filter: str
     detail: str
+    buckets: int = 1
+    tasks: int = 1
 
 
 class AcquireReply(Message):
@@ -142,17 +165,27 @@ class AcquireReply(Message):
 
 
 class Metrics(Message):
-    """Measured so far by the pilot; zero means not known."""
+    """Measured so far by the pilot; zero means not known.
+
+    ``max_pss_mb`` counts shared pages once. ``leak_kb_s`` is the slope of the payload's memory over its run.
+    ``read_bytes`` and ``written_bytes`` are the payload's own, ``events`` what it says it processed.
+    """
 
     wall_s: float = 0.0
     cpu_s: float = 0.0
     max_rss_mb: float = 0.0
+    max_pss_mb: float = 0.0
+    leak_kb_s: float = 0.0
+    read_bytes: int = 0
+    written_bytes: int = 0
+    events: int = 0
     work_dir_mb: float = 0.0
     stage_in_s: float = 0.0
     stage_in_bytes: int = 0
     stage_out_s: float = 0.0
     stage_out_bytes: int = 0
     processes: int = 0
+    energy_j: float = 0.0
 
 
 class JobReport(Message):
@@ -278,6 +311,7 @@ class OutputDestination(Message):
     did: str
     storage: str
     urls: list[str]
+    registration: Registration = Registration.NONE
 
 
 class RecordReply(Message):
@@ -306,7 +340,8 @@ class FinishRequest(Message):
     """``POST /v1/jobs/{id}:finish``: confirms the job with an outcome for each of its units.
 
     ``state`` is ``finished``, ``failed``, ``cancelled`` or ``closed``. A job may finish although some units failed.
-    The server keeps a digest of the request: a repeat is answered as the first time.
+    The server keeps a digest of the request: a repeat is answered as the first time. ``asked`` is how many units the
+    jobscript asked for by get-file.
     """
 
     state: JobState
@@ -318,6 +353,7 @@ class FinishRequest(Message):
     error_detail: Annotated[str, msgspec.Meta(max_length=8192)] = ""
     metrics: Optional[Metrics] = None
     log_tail: Annotated[str, msgspec.Meta(max_length=65536)] = ""
+    asked: Optional[int] = None
 
 
 class FinishReply(Message):

@@ -9,6 +9,7 @@ import msgspec
 
 from common.states import ResourceState
 from common.wire.base import Count, Message, Name, Strict
+from common.wire.outputs import Registration
 
 
 class Activity(str, Enum):
@@ -20,20 +21,39 @@ class Activity(str, Enum):
     WRITE_WAN = "write_wan"
 
 
+class Downtime(Strict):
+    """A time in which a site, queue or storage is not used. Moments in seconds since the epoch; ``reason`` is for people."""
+
+    start: Annotated[float, msgspec.Meta(ge=0, le=1e11)]
+    end: Annotated[float, msgspec.Meta(ge=0, le=1e11)]
+    reason: Annotated[str, msgspec.Meta(max_length=1000)] = ""
+
+
+Downtimes = Annotated[list[Downtime], msgspec.Meta(max_length=1000)]
+
+
 class SiteSpec(Strict):
-    """A place. ``distances`` to storages: 0 same site … 100 far, 101 never; a storage of the site itself is at 0."""
+    """A place. ``distances`` to storages: 0 same site … 100 far, 101 never; a storage of the site itself is at 0.
+
+    Its ``downtimes`` are those of all its queues and storages.
+    """
 
     name: Name
     status: ResourceState = ResourceState.ONLINE
     distances: dict[str, Annotated[int, msgspec.Meta(ge=0, le=101)]] = {}
     description: str = ""
+    downtimes: Downtimes = []
 
 
 class Queue(Message, kw_only=True):
     """A computing resource: the most that one slot of it can offer. Zero means no limit.
 
+    ``core_power`` is what a core does, in HS23; payloads are expected to use ``cpu_efficiency`` of it.
     Harvester asks for GPUs only where ``gpus`` says that a slot has some. A payload without an image runs as the pilot's
     own user, who can read the pilot's credentials: only a ``trusted`` queue gets such work.
+    ``heartbeat_timeout_s`` stands in for the setting of that name. With ``no_reassign`` nothing is taken from a pilot
+    because it is silent or slow, only when the batch system says that its worker has ended. With ``remote_io`` payloads
+    may read their input straight from storages that have a protocol for it.
     """
 
     name: Name
@@ -45,6 +65,11 @@ class Queue(Message, kw_only=True):
     wall_s: Count = 0
     gpus: Count = 0
     trusted: bool = False
+    heartbeat_timeout_s: Count = 0
+    no_reassign: bool = False
+    remote_io: bool = False
+    core_power: Annotated[float, msgspec.Meta(gt=0, le=1e6)] = 10.0
+    cpu_efficiency: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.9
     tags: list[str] = []
     copytools: list[Name] = []
     container_binds: list[str] = []
@@ -52,7 +77,9 @@ class Queue(Message, kw_only=True):
 
 
 class QueueSpec(Queue, forbid_unknown_fields=True, kw_only=True):
-    """The same, as an admin describes it."""
+    """The same, as an admin describes it: no job is given to it that would end in one of its ``downtimes``."""
+
+    downtimes: Downtimes = []
 
 
 class Endpoint(Strict):
@@ -63,13 +90,21 @@ class Endpoint(Strict):
 
 
 class StorageSpec(Strict, kw_only=True):
-    """An endpoint with protocols, at a site."""
+    """An endpoint with protocols, at a site.
+
+    What lies on a ``tape`` must be recalled before it can be read: ``stager`` names the section of the server's
+    configuration that says how.
+    """
 
     name: Name
     site: Name
+    tape: bool = False
+    stager: Optional[Name] = None
+    registration: Registration = Registration.NONE
     status: ResourceState = ResourceState.ONLINE
     endpoints: Annotated[list[Endpoint], msgspec.Meta(min_length=1)]
     description: str = ""
+    downtimes: Downtimes = []
 
 
 class ShareSpec(Strict):
@@ -78,6 +113,30 @@ class ShareSpec(Strict):
     name: Name
     parent: Optional[Name] = None
     weight: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+
+
+class ShareView(Message):
+    """A share with what it should have and what it has.
+
+    ``target`` is its part of everything, by the weights from the root down; ``used`` the part that it and all below it
+    have of all ``cores`` in use, which counts what the share itself and those below hold. The one of its siblings with
+    the smallest ``used / target`` is served next.
+    """
+
+    name: Name
+    parent: Optional[Name] = None
+    weight: float = 1.0
+    target: float = 0.0
+    used: float = 0.0
+    cores: float = 0.0
+    own_cores: float = 0.0
+    depth: int = 0
+
+
+class ShareTree(Message):
+    """``GET /v1/share-tree`` and ``GET /v1/shares/{name}``: a share and all below it, in the order of service."""
+
+    items: list[ShareView] = []
 
 
 class SiteList(Message):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pilot.payload.definition import InputFile, PayloadDefinition
+from pilot.payload.definition import InputFile, PayloadDefinition, PayloadUnit
 from pilot.payload.folder import JobFolder
 from pilot.payload.mailbox import GetFileReply, GetFileRequest, GetFileStatus, Mailbox
 from pilot.payload.prepare import prepare_payload
@@ -16,6 +16,7 @@ __all__ = [
     "JobFolder",
     "Mailbox",
     "PayloadDefinition",
+    "PayloadUnit",
     "Processed",
     "prepare_payload",
     "read_processed",

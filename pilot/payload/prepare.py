@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import secrets
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Optional
 
 from common.errors import ErrorCode, PilotageError
 from pilot.container.apptainer import ContainerSettings, check_image, container_command
-from pilot.payload.definition import PayloadDefinition, expand_command
+from pilot.payload.definition import PayloadDefinition, PayloadUnit, expand_command
 from pilot.payload.folder import JobFolder
 from pilot.supervised import MARK, PayloadSpec
 
@@ -22,6 +25,9 @@ GET_FILE_NAMES = ("pilotage-get-file", "justin-get-file")
 JOBSCRIPT = "jobscript"
 INPUTS = "inputs.txt"
 COUNTERS = "counters.txt"
+SECRETS = "secrets"
+_SECRET_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
+UNITS = "units.json"
 
 
 def prepare_payload(
@@ -49,6 +55,10 @@ def prepare_payload(
             argv = [str(script)]
         _write(folder.bin / INPUTS, _lines(item.location for item in definition.inputs), 0o600)
         _write(folder.bin / COUNTERS, _lines(str(item) for item in definition.counters), 0o600)
+        _write(folder.bin / UNITS, json.dumps([_told(unit) for unit in definition.units]), 0o600)
+        for name, paths in definition.secondary.items():
+            _write(folder.bin / _stream_list(name), _lines(paths), 0o600)
+        _write_secrets(folder, definition)
         for name in GET_FILE_NAMES:
             _write(folder.bin / name, GET_FILE.read_text("utf-8"), 0o700)
     except (OSError, UnicodeError) as error:
@@ -68,6 +78,16 @@ def prepare_payload(
     return PayloadSpec(argv=argv, cwd=folder.work, env=env, stdout=folder.stdout, stderr=folder.stderr)
 
 
+def _write_secrets(folder: JobFolder, definition: PayloadDefinition) -> None:
+    """Each secret into a file of its own, where neither outputs nor the log archive are taken from."""
+    if definition.secrets:
+        (folder.bin / SECRETS).mkdir(mode=0o700)
+    for name, value in definition.secrets.items():
+        if not _SECRET_NAME.fullmatch(name):
+            raise PilotageError(ErrorCode.SETUP_FAILED, f"{name!r} is no name of a secret")
+        _write(folder.bin / SECRETS / name, value, 0o600)
+
+
 def payload_environment(folder: JobFolder, definition: PayloadDefinition) -> dict[str, str]:
     """The variables that every payload gets, with and without an image; the user's own are among them."""
     own = {
@@ -77,14 +97,22 @@ def payload_environment(folder: JobFolder, definition: PayloadDefinition) -> dic
         "PILOTAGE_TASK_ID": definition.task_id,
         "PILOTAGE_INPUT_FILES": str(folder.bin / INPUTS),
         "PILOTAGE_COUNTERS": str(folder.bin / COUNTERS),
+        "PILOTAGE_UNITS": str(folder.bin / UNITS),
         "PILOTAGE_CORES": str(definition.cores),
         "PILOTAGE_MAILBOX": str(folder.mailbox),
         "PILOTAGE_PATH": str(folder.bin),
     }
+    for name in definition.secrets:
+        own[f"PILOTAGE_SECRET_{name.upper()}"] = str(folder.bin / SECRETS / name)
     if definition.memory_mb:
         own["PILOTAGE_MEMORY_MB"] = str(definition.memory_mb)
     if definition.counters:
         own["PILOTAGE_SEED"] = str(definition.counters[0])
+    if len(definition.units) == 1 and definition.units[0].events is not None:
+        own["PILOTAGE_EVENTS"] = str(definition.units[0].events)
+        own["PILOTAGE_FIRST_EVENT"] = str(definition.units[0].first_event or 0)
+    for name in definition.secondary:
+        own[f"PILOTAGE_SECONDARY_{name.upper()}"] = str(folder.bin / _stream_list(name))
     if definition.gpus:
         own["CUDA_VISIBLE_DEVICES"] = ",".join(definition.gpus)
     return {**definition.environment, **own, **_justin_environment(folder, definition)}
@@ -115,6 +143,15 @@ def _host_part(folder: JobFolder, definition: PayloadDefinition, host: Mapping[s
     part.update((name, definition.environment[name]) for name in HOST_VARIABLES if name in definition.environment)
     part["PATH"] = f"{part.get('PATH', DEFAULT_PATH)}:{folder.bin}"
     return part
+
+
+def _told(unit: PayloadUnit) -> dict[str, object]:
+    """A unit as an object of JSON, without what it has not."""
+    return {name: value for name, value in asdict(unit).items() if value is not None and value != {}}
+
+
+def _stream_list(name: str) -> str:
+    return f"secondary-{name}.txt"
 
 
 def _lines(items: Iterable[str]) -> str:

@@ -15,6 +15,7 @@ from typing import Optional
 import psutil
 
 from common.errors import ErrorCode
+from pilot.watch.leak import MemoryTrend
 
 MB = 1024 * 1024
 
@@ -32,7 +33,8 @@ class JobLimits:
 @dataclass(frozen=True)
 class JobMetrics:
     """What a job uses now: ``memory_mb`` of all its processes, ``work_dir_mb`` on disk, ``stdout_mb`` of the larger of
-    its two log files, ``cpu_s`` and ``wall_s`` since its start, and the number of its processes."""
+    its two log files, ``cpu_s`` and ``wall_s`` since its start, the number of its processes, and ``leak_kb_s``, by which
+    its memory grows."""
 
     memory_mb: float = 0.0
     work_dir_mb: float = 0.0
@@ -40,6 +42,7 @@ class JobMetrics:
     cpu_s: float = 0.0
     wall_s: float = 0.0
     processes: int = 0
+    leak_kb_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -86,18 +89,23 @@ class Watcher:
         self._clock = clock
         self._began = clock()
         self._cpu_s = 0.0
+        self._trend = MemoryTrend()
 
     def look(self) -> tuple[JobMetrics, list[Breach]]:
         """Measures once and checks the limits. Of a payload that has ended, only files and times are seen."""
         processes = _tree(self._pid)
         self._cpu_s = max(self._cpu_s, _cpu_s(self._pid, processes))
+        memory_mb, wall_s = self._memory_mb(processes), self._clock() - self._began
+        if processes:
+            self._trend.add(wall_s, memory_mb)
         metrics = JobMetrics(
-            memory_mb=self._memory_mb(processes),
+            memory_mb=memory_mb,
             work_dir_mb=disk_usage(self._job_dir) / MB,
             stdout_mb=max(_size(self._job_dir / "stdout"), _size(self._job_dir / "stderr")) / MB,
             cpu_s=self._cpu_s,
-            wall_s=self._clock() - self._began,
+            wall_s=wall_s,
             processes=len(processes),
+            leak_kb_s=self._trend.slope_kb_s(),
         )
         return metrics, check_limits(metrics, self._limits)
 

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from common.states import FINAL_TASK_STATES, TaskState
+from server.agents.accounting import keep_books
+from server.agents.blackhole import forget_failures, tell_outgrown
+from server.agents.demand import split_work
 from server.agents.feed import feed_next_stage
+from server.agents.housekeeping import keep_house
+from server.agents.measure import measure_system
+from server.agents.notices import deliver_notices, write_notices
+from server.agents.projects import mind_projects, time_out_workers
+from server.agents.publish import publish_events
+from server.agents.registrar import register_outputs
 from server.agents.resolve import resolve_input
 from server.agents.runner import Agent
+from server.agents.scouting import scout
+from server.agents.stage_tape import release_tape, stage_tape
 from server.agents.sweep import sweep_unconfirmed
+from server.agents.tasks import advance_all, advance_tasks, pause_problem_tasks
+from server.agents.timeouts import time_out_jobs, time_out_tasks
+from server.dispatch.cloning import delete_workflows
 from server.dispatch.context import Dispatcher
+from server.dispatch.logs import drop_old
 from server.dispatch.reap import reap_silent
-from server.engine.tasks import ending
-from server.store import agents, jobs, units, workflows
-from server.store.database import Connection
+from server.dispatch.sandboxes import drop_unused
+from server.store import agents, job_counts, jobs, units
 
 LIVENESS_PERIOD_S = 2.0
 """How often the web side says that it is up."""
@@ -26,7 +39,6 @@ def reap(dispatcher: Dispatcher) -> int:
         up_since = agents.up_since(connection, LIVENESS_GAP_S, now)
     with dispatcher.database.write(durable=False) as connection:
         jobs.ask_kill_of_dead_tasks(connection, "its task was killed")
-        jobs.clamp_future(connection, now)
     # An outage shorter than the gap counts as time when the server was up: it alone must lose nothing.
     return 0 if up_since is None else reap_silent(dispatcher, up_since, LIVENESS_GAP_S)
 
@@ -34,45 +46,46 @@ def reap(dispatcher: Dispatcher) -> int:
 def recount(dispatcher: Dispatcher) -> int:
     """Recount buckets: fold the changes of counts, and say which buckets may have ready units."""
     with dispatcher.database.write() as connection:
-        folded = units.roll_up(connection)
+        folded = units.roll_up(connection) + job_counts.roll_up(connection)
     # A trickle is left for the next period: looking again at once would spin on a busy system.
     return folded if folded >= 1000 else 0
 
 
-def advance_tasks(dispatcher: Dispatcher) -> int:
-    """Move tasks on: to running when they have jobs, to their end when all units are over."""
-    open_states = [state for state in TaskState if state not in FINAL_TASK_STATES]
-    with dispatcher.database.read() as connection:
-        tasks = workflows.tasks_in(connection, open_states)
-        all_counts = units.counts(connection, [task.id for task in tasks])
-        ready = [task.id for task in tasks if task.state == TaskState.READY]
-        with_jobs = {task_id for task_id in ready if jobs.any_of_task(connection, task_id)}
-    moved = 0
-    for task in tasks:
-        if task.id in with_jobs or ending(task.state, all_counts[task.id], task.input_closed) is not None:
-            with dispatcher.database.write() as connection:
-                moved += _advance(connection, task.id, dispatcher.now())
-    if moved:
-        dispatcher.changed()
-    return moved
-
-
-def _advance(connection: Connection, task_id: int, now: float) -> bool:
-    # Looked at again with its row held: a person may have had failed units tried again meanwhile.
-    task = workflows.get_task(connection, task_id, lock=True)
-    if task is None:
-        return False
-    verdict = ending(task.state, units.counts(connection, [task_id])[task_id], task.input_closed)
-    if verdict is not None:
-        return workflows.move(connection, task, verdict.state, now, reason=verdict.reason, final=True)
-    return task.state == TaskState.READY and workflows.move(connection, task, TaskState.RUNNING, now)
+def sum_up(dispatcher: Dispatcher) -> int:
+    """Sum up the cores that shares and owners use."""
+    with dispatcher.database.write(durable=False) as connection:
+        job_counts.sum_up(connection)
+    return 0
 
 
 DUTIES: tuple[Agent, ...] = (
     Agent("resolve-input", 0.5, resolve_input),
     Agent("feed-next-stage", 0.5, feed_next_stage),
+    Agent("stage-tape", 5.0, stage_tape),
+    Agent("release-tape", 60.0, release_tape),
+    Agent("scout", 0.5, scout),
     Agent("advance-tasks", 0.5, advance_tasks),
+    Agent("advance-all-tasks", 60.0, advance_all),
+    Agent("pause-problem-tasks", 5.0, pause_problem_tasks),
+    Agent("delete-workflows", 5.0, delete_workflows),
+    Agent("drop-sandboxes", 600.0, drop_unused),
+    Agent("drop-logs", 600.0, drop_old),
+    Agent("write-notices", 5.0, write_notices),
+    Agent("deliver-notices", 5.0, deliver_notices),
     Agent("recount-buckets", 1.0, recount),
+    Agent("sum-up-use", 2.0, sum_up),
+    Agent("split-work", 10.0, split_work),
     Agent("reap-silent", 2.0, reap),
+    Agent("time-out-jobs", 10.0, time_out_jobs),
+    Agent("time-out-tasks", 60.0, time_out_tasks),
+    Agent("time-out-workers", 2.0, time_out_workers),
+    Agent("mind-projects", 2.0, mind_projects),
+    Agent("tell-outgrown", 30.0, tell_outgrown),
+    Agent("forget-failures", 60.0, forget_failures),
+    Agent("register-outputs", 1.0, register_outputs),
+    Agent("keep-books", 2.0, keep_books),
     Agent("sweep-unconfirmed", 10.0, sweep_unconfirmed),
+    Agent("measure-system", 10.0, measure_system),
+    Agent("publish-events", 2.0, publish_events),
+    Agent("keep-house", 600.0, keep_house),
 )

@@ -1,4 +1,4 @@
-"""Sweep: remove outputs that were recorded but never confirmed, after a safe delay.
+"""Sweep: remove outputs that were recorded but never confirmed, or that the catalogue refused, after a safe delay.
 
 Storage is the pilot's trade, so the removal is done by the ``pilotage pilot remove`` program, which has the copytools;
 the server itself links to none.
@@ -44,12 +44,14 @@ def sweep_unconfirmed(dispatcher: Dispatcher) -> int:
             site = look.world.storages[row.storage].site
             for url in look.world.urls(row.storage, row.path, site, write=True)[:1]:
                 urls[url] = row
-    if not urls:
+    if not rows:
         return 0
-    gone = [urls[each.url] for each in _remove(list(urls)) if each.ok and each.url in urls]
+    gone = [urls[each.url] for each in _remove(list(urls)) if each.ok and each.url in urls] if urls else []
     with dispatcher.database.write() as connection:
-        outputs.mark_removed(connection, [row.id for row in gone])
         now = dispatcher.now()
+        outputs.mark_removed(connection, [row.id for row in gone])
+        # What cannot be removed now must not keep the others from their turn.
+        outputs.put_off_sweep(connection, {row.id for row in rows} - {row.id for row in gone}, now)
         events.add(
             connection,
             *(

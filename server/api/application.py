@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import falcon
 import msgspec
 
 from common.problem import CONTENT_TYPE, FieldError, Problem
-from server.api.auth import authenticate
+from server.access.identify import Access
+from server.access.limits import limit_of
+from server.api.audit import note_change
+from server.api.auth import Later, authenticate
+from server.api.metering import Metering
 from server.api.routes import ROUTES
-from server.api.routing import Call, Role, Route
+from server.api.routing import Call, Raw, Route
 from server.dispatch.context import Dispatcher
-from server.dispatch.errors import Invalid, Refused, Unauthenticated, Unprocessable
+from server.dispatch.errors import Invalid, Refused, TooLarge, Unauthenticated, Unprocessable
+from server.dispatch.rights import check_sight
 from server.store.database import DatabaseUnavailable, IntegrityError, UnstorableValue
 
 logger = logging.getLogger(__name__)
-
-MAX_BODY_PEOPLE = 256 * 1024 * 1024
-"""Bytes of a person's request: a list of a million files fits."""
-MAX_BODY_PROGRAMS = 16 * 1024 * 1024
-
-
-class TooLarge(Refused):
-    """The body is larger than allowed."""
-
-    status = 413
-    type = "pilotage:too-large"
-    title = "The request is too large"
 
 
 def create_application(dispatcher: Dispatcher, routes: Sequence[Route] = ROUTES) -> falcon.App[Any, Any]:
@@ -38,14 +32,16 @@ def create_application(dispatcher: Dispatcher, routes: Sequence[Route] = ROUTES)
 
     Raises:
         ValueError: a route says not who may call it.
+        ConfigError: access is not configured as it must be.
     """
-    app = falcon.App(media_type="application/json")
+    access = Access(dispatcher)
+    app = falcon.App(media_type="application/json", middleware=[Metering(dispatcher.watch)])
     resources: dict[str, Any] = {}
     for route in routes:
         if not route.access:
             raise ValueError(f"{route.method} {route.path} says not who may call it")
         resource = resources.setdefault(route.path, type("Resource", (), {})())
-        setattr(resource, f"on_{route.method.lower()}", _responder(dispatcher, route))
+        setattr(resource, f"on_{route.method.lower()}", _responder(dispatcher, access, route))
     for path, resource in resources.items():
         app.add_route(path, resource)
     app.add_error_handler(Exception, _unexpected)
@@ -60,21 +56,35 @@ def create_application(dispatcher: Dispatcher, routes: Sequence[Route] = ROUTES)
 Responder = Callable[..., None]
 
 
-def _responder(dispatcher: Dispatcher, route: Route) -> Responder:
+def _responder(dispatcher: Dispatcher, access: Access, route: Route) -> Responder:
     decoder = msgspec.json.Decoder(route.request) if route.request is not None else None
-    limit = MAX_BODY_PEOPLE if Role.USER in route.access else MAX_BODY_PROGRAMS
 
     def respond(req: falcon.Request, resp: falcon.Response, **path: str) -> None:
-        caller = authenticate(dispatcher, route, req.get_header("Authorization"))
-        body = _decode(decoder, _read(req, limit)) if decoder is not None else None
+        caller = authenticate(access, route, req)
+        limit = access.limiter.body_bytes(limit_of(caller.roles))
+        body: Any = _decode(decoder, _read(req, limit)) if decoder is not None else None
+        if route.stream:
+            body = _pieces(req)
         query = {name: value if isinstance(value, str) else ",".join(value) for name, value in req.params.items()}
         unknown = sorted(set(query) - set(route.query))
         if unknown:
             known = ", ".join(route.query) or "none"
             raise Invalid(f"unknown parameter {unknown[0]!r}", [(unknown[0], f"leave it out; known: {known}")])
-        reply = route.handler(dispatcher, Call(caller, path, query, body))
+        if caller.pilot_id is None:
+            check_sight(dispatcher, caller, path, query)
+        call = Call(caller, path, query, body)
+        reply = route.handler(dispatcher, call)
+        if caller.is_person and route.method != "GET" and route.audited:
+            note_change(dispatcher, route, call, reply, req.remote_addr)
+            access.forget()
         resp.status = route.status
-        if reply is not None:
+        if isinstance(reply, Raw):
+            resp.content_type = reply.content_type
+            if isinstance(reply.content, bytes):
+                resp.data = reply.content
+            else:
+                resp.stream = reply.content
+        elif reply is not None:
             resp.data = msgspec.json.encode(reply)
 
     return respond
@@ -88,6 +98,17 @@ def _read(req: falcon.Request, limit: int) -> bytes:
     if len(body) > limit:
         raise TooLarge(f"at most {limit} bytes are taken")
     return body
+
+
+PIECE_BYTES = 256 * 1024
+"""How much of a streamed body is in memory at a time."""
+
+
+def _pieces(req: falcon.Request) -> Iterator[bytes]:
+    """The body, piece by piece; whoever takes it counts."""
+    stream = req.bounded_stream if req.content_length is not None else req.stream
+    while piece := stream.read(PIECE_BYTES):
+        yield piece
 
 
 _WHERE = re.compile(r"^(?P<what>.*) - at `(?P<path>[^`]*)`$", re.DOTALL)
@@ -113,6 +134,8 @@ def _send(resp: falcon.Response, problem: Problem) -> None:
 def _refused(req: falcon.Request, resp: falcon.Response, error: Refused, _: Any) -> None:
     if isinstance(error, Unauthenticated):
         resp.set_header("WWW-Authenticate", "Bearer")
+    if isinstance(error, Later):
+        resp.set_header("Retry-After", str(max(1, math.ceil(error.retry_after_s))))
     _send(
         resp,
         Problem(
@@ -136,6 +159,7 @@ def _http_error(req: falcon.Request, resp: falcon.Response, error: falcon.HTTPEr
 
 def _unavailable(req: falcon.Request, resp: falcon.Response, error: DatabaseUnavailable, _: Any) -> None:
     logger.warning("%s %s: the database is not available: %s", req.method, req.path, error)
+    req.context.database_failed = True
     resp.set_header("Retry-After", "1")
     _send(resp, Problem(title="The database is not available", status=503, type="pilotage:unavailable"))
 

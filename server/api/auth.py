@@ -1,58 +1,81 @@
-"""Who calls: from the bearer token to a :class:`Caller`, and the one place where access rules are applied."""
+"""The one place where access rules are applied: who calls, whether they may call this route, and how often."""
 
 from __future__ import annotations
 
-from common.tokens import SECRET_PREFIX, TokenError
+import falcon
+
+from common.tokens import TokenError
+from server.access.front_end import Smuggled
+from server.access.identify import NOBODY, Access, Banned
+from server.access.keys import KeysUnavailable
+from server.access.limits import TooMany, limit_of
 from server.api.routing import Caller, Role, Route
-from server.dispatch import registration
-from server.dispatch.context import Dispatcher
-from server.dispatch.errors import Forbidden, Unauthenticated
+from server.dispatch.errors import Forbidden, Refused, Unauthenticated
 
-NOBODY = Caller("", frozenset({Role.ANYBODY}))
-LATE_S = 30 * 86400.0
-"""How long after its token's end a pilot may still report the end of its jobs."""
+SCHEME = "bearer"
 
 
-def authenticate(dispatcher: Dispatcher, route: Route, header: str | None) -> Caller:
+class Later(Refused):
+    """Asking again after ``retry_after_s`` is right."""
+
+    retry_after_s = 1.0
+
+
+class IdentityUnknown(Later):
+    """Who calls cannot be told now: an issuer's keys are not there."""
+
+    status = 503
+    type = "pilotage:unavailable"
+    title = "Who you are cannot be verified now"
+
+
+class TooManyRequests(Later):
+    """The caller asks for too much."""
+
+    status = 429
+    type = "pilotage:too-many-requests"
+    title = "Too many requests"
+
+
+def authenticate(access: Access, route: Route, req: falcon.Request) -> Caller:
     """The caller of a route, who may call it.
 
     Raises:
         Unauthenticated: there is no valid credential.
-        Forbidden: its roles are not among the route's.
+        Forbidden: its roles are not among the route's, it is banned, or it sends what only a front end may send.
+        TooManyRequests: it asks too often.
+        IdentityUnknown: that cannot be told now.
     """
-    if Role.ANYBODY in route.access:
-        return NOBODY
-    caller = _caller(dispatcher, route, _bearer(header))
+    try:
+        vouched = access.passed_on(req.get_header, req.remote_addr)
+        if Role.ANYBODY in route.access:
+            access.limiter.take(Role.ANYBODY, req.remote_addr)
+            return NOBODY
+        header = req.get_header("Authorization")
+        if header is None and vouched is not None:
+            caller = access.vouched(vouched)
+        else:
+            caller = access.caller(_bearer(header), late_pilots=route.late_pilots)
+        access.limiter.take(limit_of(caller.roles), caller.name)
+    except TokenError as error:
+        raise Unauthenticated(str(error)) from error
+    except (Banned, Smuggled) as error:
+        raise Forbidden(str(error)) from error
+    except KeysUnavailable as error:
+        raise IdentityUnknown(str(error)) from error
+    except TooMany as error:
+        refused = TooManyRequests(str(error))
+        refused.retry_after_s = error.wait_s
+        raise refused from error
     if not caller.roles & route.access:
         needed = ", ".join(sorted(role.value for role in route.access))
-        raise Forbidden(f"this needs the role {needed}; {caller.name} has {', '.join(sorted(caller.roles)) or 'none'}")
+        has = ", ".join(sorted(caller.roles)) or "none (an admin gives roles)"
+        raise Forbidden(f"this needs the role {needed}; {caller.name} has {has}")
     return caller
 
 
 def _bearer(header: str | None) -> str:
     scheme, _, token = (header or "").partition(" ")
-    if scheme.lower() != "bearer" or not token.strip():
+    if scheme.lower() != SCHEME or not token.strip():
         raise Unauthenticated("send a token: Authorization: Bearer …")
     return token.strip()
-
-
-def _caller(dispatcher: Dispatcher, route: Route, token: str) -> Caller:
-    if token.startswith(SECRET_PREFIX):
-        return Caller("a worker", frozenset({Role.WORKER}), secret=token)
-    try:
-        claims = dispatcher.issuer.verify(token, allow_expired_for_s=LATE_S if route.late_pilots else 0.0)
-    except TokenError as error:
-        raise Unauthenticated(str(error)) from error
-    roles = frozenset(Role(role) for role in claims.roles if role in _GIVEN)
-    if Role.PILOT not in roles:
-        if claims.expires + 60.0 < dispatcher.now():
-            raise Unauthenticated("the token has expired")
-        return Caller(claims.subject, roles)
-    pilot = registration.pilot_of(dispatcher, int(claims.subject.removeprefix("pilot:")))
-    if pilot is None:
-        raise Unauthenticated("the pilot of this token is not known")
-    return Caller(claims.subject, frozenset({Role.PILOT}), pilot, token_expires=claims.expires)
-
-
-_GIVEN = {Role.USER.value, Role.ADMIN.value, Role.HARVESTER.value, Role.PILOT.value}
-"""Roles that a token may carry."""

@@ -18,12 +18,12 @@ from common.wire import (
     UnitsAcquireRequest,
     UnitsReleaseReply,
     UnitsReleaseRequest,
+    WhyReply,
 )
 from server.api.routing import Call, Role, Route, allow
-from server.dispatch import acquire, commit, heartbeat, registration
+from server.dispatch import acquire, commit, heartbeat, look, registration
 from server.dispatch.context import Dispatcher
 from server.dispatch.errors import Forbidden
-from server.store.codes import PilotState
 
 _PILOT = allow(Role.PILOT)
 
@@ -33,42 +33,47 @@ def _register(dispatcher: Dispatcher, call: Call) -> PilotGrant:
 
 
 def _end(dispatcher: Dispatcher, call: Call) -> None:
-    if call.number("pilot_id") != call.pilot.id:
+    if call.number("pilot_id") != call.pilot_id:
         raise Forbidden("a pilot reports its own end only")
-    registration.end(dispatcher, call.pilot, call.body)
+    registration.end(dispatcher, acquire.known_pilot(dispatcher, call.pilot_id), call.body)
+
+
+def _why(dispatcher: Dispatcher, call: Call) -> WhyReply:
+    return look.why_pilot(dispatcher, call.number("pilot_id"))
 
 
 def _acquire(dispatcher: Dispatcher, call: Call) -> AcquireReply:
-    return acquire.acquire(dispatcher, call.pilot, call.body)
+    return acquire.acquire(dispatcher, call.pilot_id, call.body)
 
 
 def _heartbeat(dispatcher: Dispatcher, call: Call) -> HeartbeatReply:
-    reply = heartbeat.heartbeat(dispatcher, call.pilot, call.body)
+    reply, active = heartbeat.heartbeat(dispatcher, call.pilot_id, call.body)
     knobs = dispatcher.looks.get().knobs
-    if call.pilot.state == PilotState.ACTIVE and call.caller.token_expires - dispatcher.now() < knobs.pilot_token_s / 2:
-        reply.token, reply.token_expires = registration.mint(dispatcher, call.pilot.id, knobs)
+    if active and call.caller.token_expires - dispatcher.now() < knobs.pilot_token_s / 2:
+        reply.token, reply.token_expires = registration.mint(dispatcher, call.pilot_id, knobs)
     return reply
 
 
 def _acquire_units(dispatcher: Dispatcher, call: Call) -> UnitsAcquireReply:
-    return acquire.acquire_units(dispatcher, call.pilot, call.number("job_id"), call.body)
+    return acquire.acquire_units(dispatcher, call.pilot_id, call.number("job_id"), call.body)
 
 
 def _release_units(dispatcher: Dispatcher, call: Call) -> UnitsReleaseReply:
-    return commit.release(dispatcher, call.pilot, call.number("job_id"), call.body)
+    return commit.release(dispatcher, call.pilot_id, call.number("job_id"), call.body)
 
 
 def _record(dispatcher: Dispatcher, call: Call) -> RecordReply:
-    return commit.record(dispatcher, call.pilot, call.number("job_id"), call.body)
+    return commit.record(dispatcher, call.pilot_id, call.number("job_id"), call.body)
 
 
 def _finish(dispatcher: Dispatcher, call: Call) -> FinishReply:
-    return commit.finish(dispatcher, call.pilot, call.number("job_id"), call.body)
+    return commit.finish(dispatcher, call.pilot_id, call.number("job_id"), call.body)
 
 
 ROUTES = [
     Route("POST", "/v1/pilots", allow(Role.WORKER), _register, "Register a pilot", PilotRegistration, PilotGrant, 201),
     Route("POST", "/v1/pilots/{pilot_id}:end", _PILOT, _end, "A pilot leaves", PilotEnd, status=204, late_pilots=True),
+    Route("GET", "/v1/pilots/{pilot_id}/why", allow(Role.USER), _why, "Why it gets nothing", reply=WhyReply),
     Route("POST", "/v1/jobs:acquire", _PILOT, _acquire, "Ask for jobs", AcquireRequest, AcquireReply),
     Route(
         "POST", "/v1/jobs:heartbeat", _PILOT, _heartbeat, "Report all jobs that the pilot holds",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -11,40 +11,17 @@ import msgspec
 
 from server.dispatch.context import Dispatcher
 from server.dispatch.errors import Invalid, NotFound
-from server.store.pilots import PilotRow
+from server.engine.access import Caller, Role
 
-
-class Role(str, Enum):
-    """Who calls."""
-
-    ANYBODY = "anybody"
-    """No credential needed."""
-    USER = "user"
-    """A person with a token."""
-    ADMIN = "admin"
-    """A person who runs the system; may do what users may."""
-    HARVESTER = "harvester"
-    """A harvester."""
-    PILOT = "pilot"
-    """A registered pilot, with its own token."""
-    WORKER = "worker"
-    """A pilot about to register, with its worker's secret."""
+__all__ = ["Call", "Caller", "Handler", "PAGE_LIMIT", "Raw", "Role", "Route", "allow", "page_of"]
 
 
 @dataclass(frozen=True)
-class Caller:
-    """Who calls, as proved by the credential."""
+class Raw:
+    """A reply that is no JSON."""
 
-    name: str
-    roles: frozenset[Role]
-    pilot: PilotRow | None = None
-    secret: str = field(default="", repr=False)
-    token_expires: float = 0.0
-
-    @property
-    def is_admin(self) -> bool:
-        """Whether the caller may act on other people's things."""
-        return Role.ADMIN in self.roles
+    content: bytes | Iterator[bytes]
+    content_type: str
 
 
 @dataclass(frozen=True)
@@ -55,13 +32,15 @@ class Call:
     path: Mapping[str, str]
     query: Mapping[str, str]
     body: Any
+    audit: dict[str, object] = field(default_factory=dict)
+    """What a handler adds to the audit event of a person's change: never a secret."""
 
     @property
-    def pilot(self) -> PilotRow:
-        """The pilot that calls; only for routes of pilots."""
-        if self.caller.pilot is None:
+    def pilot_id(self) -> int:
+        """The pilot that calls, as its token says; only for routes of pilots."""
+        if self.caller.pilot_id is None:
             raise AssertionError("a route of pilots was called by somebody else")
-        return self.caller.pilot
+        return self.caller.pilot_id
 
     def number(self, name: str) -> int:
         """A number in the path.
@@ -86,6 +65,17 @@ class Call:
         if not (text.isascii() and text.isdigit() and len(text) < 19 and int(text) <= most):
             raise Invalid(f"{name} is not valid", [(name, f"give a number from 0 to {most}")])
         return int(text)
+
+    def flag(self, name: str) -> bool:
+        """Whether the query says so.
+
+        Raises:
+            Invalid: it says neither true nor false.
+        """
+        text = self.query.get(name, "false").lower()
+        if text not in ("true", "false", "1", "0"):
+            raise Invalid(f"{name} is not valid", [(name, "give true or false")])
+        return text in ("true", "1")
 
     def choice(self, name: str, kind: type[Enum]) -> Any:
         """A word in the query that must be one of ``kind``, or None.
@@ -124,11 +114,15 @@ class Route:
 
     Only one that is not declared lost gets a new token with that.
     """
+    audited: bool = True
+    """Whether what a person changes by it is told to the audit; work that is done by the thousand is not."""
+    stream: bool = False
+    """Whether the body is no JSON and given to the handler piece by piece; the handler says how much it takes."""
 
 
 def allow(*roles: Role) -> frozenset[Role]:
-    """The roles that may call a route; admins may call all that users may."""
-    return frozenset(roles) | ({Role.ADMIN} if Role.USER in roles else set())
+    """The roles that may call a route; admins and production managers may call all that users may."""
+    return frozenset(roles) | ({Role.PRODUCTION, Role.ADMIN} if Role.USER in roles else set())
 
 
 PAGE_LIMIT = 1000

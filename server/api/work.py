@@ -7,12 +7,10 @@ from typing import Any
 
 from common.states import JobState, TaskState, UnitState
 from common.wire import (
-    EventPage,
     JobPage,
     JobView,
     OutputPage,
     OutputRole,
-    TaskCommand,
     TaskPage,
     TaskView,
     UnitPage,
@@ -22,10 +20,10 @@ from common.wire import (
     WorkflowView,
 )
 from server.api.routing import Call, Role, Route, allow, page_of
-from server.dispatch import look, submit
+from server.dispatch import look, rights, submit
 from server.dispatch.context import Dispatcher
 from server.dispatch.errors import NotFound
-from server.store import events, jobs, outputs, units, workflows
+from server.store import jobs, outputs, units, workflows
 
 _USER = allow(Role.USER)
 
@@ -35,13 +33,17 @@ def _next(items: Sequence[Any], limit: int) -> int | None:
 
 
 def _submit(dispatcher: Dispatcher, call: Call) -> WorkflowView:
+    rights.check_submission(dispatcher, call.caller, call.body)
     return submit.submit(dispatcher, call.caller.name, call.body)
 
 
 def _workflows(dispatcher: Dispatcher, call: Call) -> WorkflowPage:
     after, limit = page_of(call)
+    sight = rights.sight_of(dispatcher, call.caller)
     with dispatcher.database.read() as connection:
-        items = workflows.page_workflows(connection, owner=call.query.get("owner"), after=after, limit=limit)
+        items = workflows.page_workflows(
+            connection, owner=call.query.get("owner"), after=after, limit=limit, sight=sight
+        )
     return WorkflowPage(next=_next(items, limit), items=items)
 
 
@@ -58,8 +60,11 @@ def _tasks(dispatcher: Dispatcher, call: Call) -> TaskPage:
     after, limit = page_of(call)
     workflow_id = call.count("workflow", 0) or None
     state = call.choice("state", TaskState)
+    sight = rights.sight_of(dispatcher, call.caller)
     with dispatcher.database.read() as connection:
-        items = workflows.page_tasks(connection, workflow_id=workflow_id, state=state, after=after, limit=limit)
+        items = workflows.page_tasks(
+            connection, workflow_id=workflow_id, state=state, after=after, limit=limit, sight=sight
+        )
     return TaskPage(next=_next(items, limit), items=items)
 
 
@@ -96,16 +101,13 @@ def _outputs(dispatcher: Dispatcher, call: Call) -> OutputPage:
     return OutputPage(next=following, items=list(items))
 
 
-def _command(dispatcher: Dispatcher, call: Call) -> TaskView:
-    return submit.command(dispatcher, call.caller.name, call.caller.is_admin, call.number("task_id"), call.body)
-
-
 def _jobs(dispatcher: Dispatcher, call: Call) -> JobPage:
     after, limit = page_of(call)
     task_id = call.count("task", 0) or None
-    state = call.choice("state", JobState)
+    states = [state] if (state := call.choice("state", JobState)) else []
+    sight = rights.sight_of(dispatcher, call.caller)
     with dispatcher.database.read() as connection:
-        items = list(jobs.page(connection, task_id=task_id, states=[state] if state else [], after=after, limit=limit))
+        items = list(jobs.page(connection, task_id=task_id, states=states, after=after, limit=limit, sight=sight))
     return JobPage(next=_next(items, limit), items=items)
 
 
@@ -116,22 +118,6 @@ def _job(dispatcher: Dispatcher, call: Call) -> JobView:
     if found is None:
         raise NotFound(f"there is no job {job_id}")
     return found
-
-
-def _events(dispatcher: Dispatcher, call: Call) -> EventPage:
-    after, limit = page_of(call)
-    with dispatcher.database.read() as connection:
-        items = list(
-            events.page(
-                connection,
-                task_id=call.count("task", 0) or None,
-                job_id=call.count("job", 0) or None,
-                kind=call.query.get("kind"),
-                after=after,
-                limit=limit,
-            )
-        )
-    return EventPage(next=_next(items, limit), items=items)
 
 
 def _why(dispatcher: Dispatcher, call: Call) -> WhyList:
@@ -152,8 +138,6 @@ ROUTES = [
         query=("role", *_PAGE),
     ),
     Route("GET", "/v1/tasks/{task_id}/why", _USER, _why, "Why no slot takes its units", reply=WhyList),
-    Route("POST", "/v1/tasks/{task_id}:command", _USER, _command, "Command a task", TaskCommand, TaskView),
     Route("GET", "/v1/jobs", _USER, _jobs, "List jobs", reply=JobPage, query=("task", "state", *_PAGE)),
     Route("GET", "/v1/jobs/{job_id}", _USER, _job, "Look at a job", reply=JobView),
-    Route("GET", "/v1/events", _USER, _events, "List events", reply=EventPage, query=("task", "job", "kind", *_PAGE)),
 ]  # fmt: skip

@@ -15,6 +15,7 @@ from common.wire import (
     QueueSpec,
     ShareList,
     ShareSpec,
+    ShareTree,
     SiteList,
     SiteSpec,
     StorageList,
@@ -24,10 +25,10 @@ from common.wire import (
     WorkersReportRequest,
 )
 from server.api.routing import Call, Handler, Role, Route, allow
-from server.config import Knobs
-from server.dispatch import look, registration
+from server.config import MAY_BE_ZERO, Knobs
+from server.dispatch import demand, look, registration, rights, shares
 from server.dispatch.context import Dispatcher, read_knobs
-from server.dispatch.errors import Conflict, Invalid, NotFound
+from server.dispatch.errors import Conflict, Forbidden, Invalid, NotFound
 from server.store import world
 from server.store.world import StillUsed
 
@@ -112,6 +113,14 @@ def _shares(dispatcher: Dispatcher, _: Call) -> ShareList:
         return ShareList(items=list(world.shares(connection)))
 
 
+def _share(dispatcher: Dispatcher, call: Call) -> ShareTree:
+    return shares.tree(dispatcher, call.path["name"])
+
+
+def _share_tree(dispatcher: Dispatcher, _: Call) -> ShareTree:
+    return shares.tree(dispatcher)
+
+
 def _put_share(dispatcher: Dispatcher, call: Call) -> ShareSpec:
     spec: ShareSpec = call.body
     _same_name(call, spec.name)
@@ -155,17 +164,25 @@ def _put_setting(dispatcher: Dispatcher, call: Call) -> Knobs:
             knobs = read_knobs({**world.settings(connection), key: call.body.value})
         except msgspec.ValidationError as error:
             raise Invalid(f"{key}: {error}", [("$.value", str(error))]) from error
-        most = MOST_FAULTS if isinstance(getattr(Knobs(), key), int) else MOST_S
-        if not 0 < getattr(knobs, key) <= most:
-            words = f"give a number above 0, at most {most}"
-            raise Invalid(f"{key} is out of range", [("$.value", words)])
+        _check_range(key, getattr(knobs, key))
         world.put_setting(connection, key, call.body.value)
     dispatcher.changed()
     return knobs
 
 
+def _check_range(key: str, value: object) -> None:
+    if not isinstance(value, (int, float)):
+        return  # words and lists: their types say all
+    default = getattr(Knobs(), key)
+    most = MOST_FAULTS if isinstance(default, int) else MOST_S
+    may_be_zero = default == 0 or key in MAY_BE_ZERO
+    if not 0 <= value <= most or (value == 0 and not may_be_zero):
+        words = f"give a number {'from' if may_be_zero else 'above'} 0, at most {most}"
+        raise Invalid(f"{key} is out of range", [("$.value", words)])
+
+
 def _demand(dispatcher: Dispatcher, call: Call) -> DemandReply:
-    return look.demand_of(dispatcher, call.path["name"])
+    return demand.demand_of(dispatcher, call.path["name"], explain=call.flag("explain"))
 
 
 def _why(dispatcher: Dispatcher, call: Call) -> WhyReply:
@@ -179,10 +196,12 @@ def _why(dispatcher: Dispatcher, call: Call) -> WhyReply:
             gpus=[Gpu("", "", 0)] * call.count("gpus", 0, 1024),
             tags=[tag for tag in call.query.get("tags", "").split(",") if tag],
         )
-    return look.why_queue(dispatcher, call.path["name"], offer)
+    return rights.narrowed(dispatcher, call.caller, look.why_queue(dispatcher, call.path["name"], offer))
 
 
 def _report_workers(dispatcher: Dispatcher, call: Call) -> WorkersReportReply:
+    if call.body.harvester != call.caller.name:
+        raise Forbidden(f"this token is harvester {call.caller.name!r}'s: report as that, or mint one of that subject")
     return registration.report_workers(dispatcher, call.body)
 
 
@@ -203,6 +222,8 @@ ROUTES = [
     *_kind("/v1/queues", "queue", QueueSpec, QueueList, _known_site),
     *_kind("/v1/storages", "storage", StorageSpec, StorageList, _known_site),
     Route("GET", "/v1/shares", _USER, _shares, "List shares", reply=ShareList),
+    Route("GET", "/v1/share-tree", _USER, _share_tree, "What shares should have, and have", reply=ShareTree),
+    Route("GET", "/v1/shares/{name}", _USER, _share, "A share and those below it, likewise", reply=ShareTree),
     Route("PUT", "/v1/shares/{name}", _ADMIN, _put_share, "Make or change a share", ShareSpec, ShareSpec),
     Route("DELETE", "/v1/shares/{name}", _ADMIN, _delete_share, "Delete a share", status=204),
     Route("GET", "/v1/settings", _USER, _settings, "Look at the settings", reply=Knobs),
@@ -210,7 +231,7 @@ ROUTES = [
     Route("GET", "/v1/queues/{name}/why", _USER, _why, "Why its slots get nothing", reply=WhyReply, query=_OFFER),
     Route(
         "GET", "/v1/queues/{name}/demand", allow(Role.HARVESTER, Role.ADMIN), _demand,
-        "How many pilots it should have", reply=DemandReply,
+        "How many pilots it should have", reply=DemandReply, query=("explain",),
     ),
     Route(
         "POST", "/v1/workers:report", allow(Role.HARVESTER), _report_workers, "Report workers",

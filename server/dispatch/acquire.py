@@ -2,63 +2,96 @@
 
 from __future__ import annotations
 
-import random
+from collections.abc import Callable
+from dataclasses import replace
 
-from common.states import FINAL_JOB_STATES, ResourceState
+import msgspec
+
+from common.states import FINAL_JOB_STATES
 from common.wire import (
     AcquireReply,
     AcquireRequest,
     Offer,
+    QueueSpec,
+    Refusal,
     UnitsAcquireReply,
     UnitsAcquireRequest,
 )
+from server.config import Knobs
+from server.dispatch import heartbeat
 from server.dispatch.assign import assigned_unit, assignment
 from server.dispatch.context import Dispatcher, Look
-from server.dispatch.errors import Gone, NotFound
-from server.engine.matching import Candidate, Match, Slot, effective_offer, gpu_fits, match
-from server.store import claims, jobs, pilots, units
+from server.dispatch.errors import Conflict, Gone, NotFound, Unauthenticated
+from server.engine.matching import Candidate, Match, Slot, effective_offer, gpu_fits
+from server.engine.reservations import whole_slot
+from server.engine.sizing import Bounds, SlotSize, job_bounds, without_input
+from server.store import claims, jobs, measurements, pilots, retry_rules, units
 from server.store.claims import Claimant, ClaimedJob, ClaimTerms
 from server.store.codes import PilotState
-from server.store.database import Connection
+from server.store.database import Connection, IntegrityError
 from server.store.pilots import PilotRow
 
 MAX_UNITS = 10_000
 """Units of one claim at the most, whatever the task says: a message lists them all."""
-MAX_REFUSALS = 20
-"""Refusals told to a pilot; ``why`` tells all."""
 FOREIGN_CHANGE_S = 0.5
 """How often a waiting request looks for what other processes changed."""
 MIN_RETRY_S = 0.5
-MAX_RETRY_S = 900.0
+AT_ONCE = 4
+"""Buckets that are picked at once, to be tried one after another."""
+EMPTY_S = 1.0
+"""How long a bucket in which nothing was found is left alone by this process: all may have been locked."""
 
 
-class _Repeated(Exception):
-    """The same request was served in another transaction at the same moment."""
-
-
-def acquire(dispatcher: Dispatcher, pilot: PilotRow, request: AcquireRequest) -> AcquireReply:
+def acquire(dispatcher: Dispatcher, pilot_id: int, request: AcquireRequest) -> AcquireReply:
     """Jobs for a pilot's offer, at most ``max_jobs``; or none, and why.
 
     Waits up to ``wait_s`` for work, if one of the few places for waiting is free. The same ``request_id`` gets the same
     jobs again. A pilot that was taken for lost, or has said that it leaves, gets nothing any more.
+
+    Raises:
+        Unauthenticated: there is no such pilot.
     """
-    if pilot.state != PilotState.ACTIVE:
-        return AcquireReply(drain=True)
     seen = dispatcher.changes()
-    with dispatcher.database.write(durable=False) as connection:
-        earlier = claims.replayed(connection, f"pilot:{pilot.id}", request.request_id)
-        pilots.beat(connection, pilot.id, request.offer, dispatcher.now())
-    if earlier:
-        return _again(dispatcher, pilot, earlier)
+    pilot = known_pilot(dispatcher, pilot_id)
+    heartbeat.heard(dispatcher, pilot_id, request.offer)
     reply = _try(dispatcher, pilot, request)
-    if reply.jobs or reply.drain or request.wait_s <= 0:
-        return reply
-    if not dispatcher.polls.acquire(blocking=False):
-        return reply
-    try:
-        return _wait(dispatcher, pilot, request, reply, seen)
-    finally:
-        dispatcher.polls.release()
+    if not reply.jobs and not reply.drain:
+        earlier = _nothing_found(dispatcher, pilot, request)
+        if earlier is not None:
+            return earlier
+    if not (reply.jobs or reply.drain or request.wait_s <= 0) and dispatcher.polls.acquire(blocking=False):
+        try:
+            reply = _wait(dispatcher, pilot, request, reply, seen)
+        finally:
+            dispatcher.polls.release()
+    if reply.jobs or reply.drain:
+        dispatcher.idle.busy(pilot_id)
+    return reply
+
+
+def known_pilot(dispatcher: Dispatcher, pilot_id: int) -> PilotRow:
+    """The pilot of a token, as it registered.
+
+    Raises:
+        Unauthenticated: there is none.
+    """
+    pilot = dispatcher.pilots.known(pilot_id)
+    if pilot is None:
+        with dispatcher.database.read() as connection:
+            pilot = dispatcher.pilots.get(connection, pilot_id)
+    if pilot is None:
+        raise Unauthenticated("the pilot of this token is not known")
+    return pilot
+
+
+def _nothing_found(dispatcher: Dispatcher, pilot: PilotRow, request: AcquireRequest) -> AcquireReply | None:
+    """An answer without jobs stands only if this request got none before, and its pilot may still ask."""
+    with dispatcher.database.read() as connection:
+        earlier = claims.request_of(connection, pilot.id, request.request_id)
+        now = pilots.get(connection, pilot.id)
+    if now is None or now.state != PilotState.ACTIVE:
+        return AcquireReply(drain=True)
+    return _again(dispatcher, pilot, earlier) if earlier else None
 
 
 def _wait(
@@ -73,6 +106,7 @@ def _wait(
             return AcquireReply(refusals=reply.refusals, retry_after_s=min(reply.retry_after_s, MIN_RETRY_S))
         dispatcher.wait_for_change(seen, min(left, FOREIGN_CHANGE_S))
         seen = dispatcher.changes()
+        dispatcher.looks.get(FOREIGN_CHANGE_S)
         reply = _try(dispatcher, pilot, request)
     return reply
 
@@ -80,84 +114,152 @@ def _wait(
 def _try(dispatcher: Dispatcher, pilot: PilotRow, request: AcquireRequest) -> AcquireReply:
     look = dispatcher.looks.get()
     queue = look.world.queues.get(pilot.queue)
-    if queue is None or queue.status in (ResourceState.DRAINING, ResourceState.OFFLINE):
+    if queue is None or look.world.pilots_leave(queue):
         return AcquireReply(drain=True)
-    slot = Slot(queue, effective_offer(request.offer, queue, pilot.shape))
-    matches, refusals = match(look.candidates, slot, look.world, look.share_order, dispatcher.now())
-    if not matches:
-        return AcquireReply(refusals=refusals[:MAX_REFUSALS], retry_after_s=retry_after(look))
-    found: list[ClaimedJob] = []
+    if look.bans.bans_host(pilot.host):
+        return AcquireReply(drain=True)
+    slot = _slot_of(dispatcher, look, pilot, queue, request.offer)
+    started = dispatcher.clock.monotonic()
     try:
-        with dispatcher.database.write() as connection:
-            found += _claim(dispatcher, connection, look, pilot, slot, matches, request.max_jobs)
-            ids = [job.job_id for job in found]
-            holder = f"pilot:{pilot.id}"
-            if ids and not claims.remember(connection, holder, request.request_id, ids, dispatcher.now()):
-                raise _Repeated
-    except _Repeated:
-        for job in found:
-            dispatcher.floors.reset(job.bucket_id)
+        if request.max_jobs == 1:
+            found, refusals = _claim_one(dispatcher, look, pilot, slot, (request.request_id, 0), None)
+        else:
+            with dispatcher.database.write() as connection:
+                found, refusals = _claim_several(dispatcher, connection, look, pilot, slot, request)
+    except IntegrityError:
+        # The same request was served at the same moment, or before.
         with dispatcher.database.read() as connection:
-            earlier = claims.replayed(connection, f"pilot:{pilot.id}", request.request_id)
+            earlier = claims.request_of(connection, pilot.id, request.request_id)
         return _again(dispatcher, pilot, earlier)
+    finally:
+        dispatcher.watch.claim(dispatcher.clock.monotonic() - started)
     if not found:
-        return AcquireReply(refusals=refusals[:MAX_REFUSALS], retry_after_s=retry_after(look))
-    return AcquireReply(jobs=[assignment(dispatcher, look.world, queue.site, job) for job in found])
+        rate = look.knobs.idle_requests_per_s / look.processes
+        wait_s = dispatcher.idle.wait_of(pilot.id, pilot.queue, rate, dispatcher.clock.monotonic())
+        return AcquireReply(refusals=refusals, retry_after_s=wait_s)
+    return AcquireReply(
+        jobs=[assignment(dispatcher, look, queue.site, job, of.memory_mb, of.wall_s, queue) for job, of in found]
+    )
+
+
+def _slot_of(dispatcher: Dispatcher, look: Look, pilot: PilotRow, queue: QueueSpec, offer: Offer) -> Slot:
+    """What a pilot offers, cut to what its records allow, to the next downtime, and to what it is reserved for."""
+    now = dispatcher.now()
+    slot = Slot(queue, effective_offer(offer, queue, pilot.shape), pilot.host).before_downtime(look.world, now)
+    if min(pilot.shape.cores, queue.cores or pilot.shape.cores) <= slot.offer.cores or not look.knobs.reserve_s:
+        dispatcher.reservations.drop(pilot.id)
+        return slot
+    buckets = dispatcher.looks.buckets()
+    if buckets.most_cores <= slot.offer.cores:
+        return slot
+    whole = whole_slot(slot, pilot.shape)
+    with dispatcher.looks.mutex:
+        first, _ = buckets.find(whole, look.moment(now), look.share_use, 1)
+    wanted = first[0].candidate if first else None
+    return dispatcher.reservations.cut(pilot.id, slot, wanted, look.knobs.reserve_s, now)
+
+
+Found = list[tuple[ClaimedJob, Candidate]]
+
+
+def _claim_several(
+    dispatcher: Dispatcher, connection: Connection, look: Look, pilot: PilotRow, slot: Slot, request: AcquireRequest
+) -> tuple[Found, list[Refusal]]:
+    """Jobs for one request, all in one transaction, so that its repeat finds all of them or none."""
+    found: Found = []
+    told: list[Refusal] = []
+    while len(found) < request.max_jobs:
+        one, refusals = _claim_one(dispatcher, look, pilot, slot, (request.request_id, len(found)), connection)
+        if not one:
+            told = refusals if not found else []
+            break
+        found += one
+        rest = remaining(slot.offer, one[0][1])
+        if rest is None:
+            break
+        slot = replace(slot, offer=rest)
+    return found, told
+
+
+def _claim_one(
+    dispatcher: Dispatcher,
+    look: Look,
+    pilot: PilotRow,
+    slot: Slot,
+    request: tuple[str, int],
+    connection: Connection | None,
+) -> tuple[Found, list[Refusal]]:
+    """One job from the first bucket that has units for it; in a transaction of its own unless one is given."""
+    tried: set[int] = set()
+    buckets = dispatcher.looks.buckets()
+    moment = look.moment(dispatcher.now())
+    while True:
+        with dispatcher.looks.mutex:
+            matches, refusals = buckets.find(slot, moment, look.share_use, AT_ONCE, frozenset(tried))
+        if not matches:
+            return [], refusals
+        for match in matches:
+            candidate = match.candidate
+            claim = _claim(dispatcher, look, pilot, slot, match, request)
+            if connection is not None:
+                job = claim(connection)
+            elif candidate.traits.scouting is not None:
+                with dispatcher.database.write() as own:
+                    job = claim(own)
+            else:
+                job = dispatcher.database.together(claim)
+            if job is not None:
+                with dispatcher.looks.mutex:
+                    look.share_use.claim(candidate.traits.share, candidate.traits.requirements.cores)
+                return [(job, candidate)], []
+            tried.add(candidate.bucket_id)
+            with dispatcher.looks.mutex:
+                buckets.set_aside(candidate.bucket_id, dispatcher.clock.monotonic() + EMPTY_S)
 
 
 def _claim(
     dispatcher: Dispatcher,
-    connection: Connection,
     look: Look,
     pilot: PilotRow,
     slot: Slot,
-    matches: list[Match],
-    max_jobs: int,
-) -> list[ClaimedJob]:
-    """Jobs for one request, all in one transaction, so that its repeat finds all of them or none."""
-    found: list[ClaimedJob] = []
-    claimed = _claim_first(dispatcher, connection, pilot, slot, matches)
-    while claimed is not None:
-        job, candidate = claimed
-        found.append(job)
-        rest = remaining(slot.offer, candidate)
-        if rest is None or len(found) == max_jobs:
-            break
-        slot = Slot(slot.queue, rest)
-        matches, _ = match(look.candidates, slot, look.world, look.share_order, dispatcher.now())
-        claimed = _claim_first(dispatcher, connection, pilot, slot, matches)
-    return found
+    match: Match,
+    request: tuple[str, int],
+) -> Callable[[Connection], ClaimedJob | None]:
+    candidate = match.candidate
+    detail = {"queue": slot.queue.name, "pilot": pilot.id, "host": pilot.host}
+    told = "," + msgspec.json.encode(detail).decode()[1:]
+    claimant = Claimant(pilot.id, slot.queue.name, slot.queue.site, pilot.host, told)
+    terms, cores = terms_of(candidate, slot, look.knobs, match.direct), candidate.traits.requirements.cores
+
+    def claim(connection: Connection) -> ClaimedJob | None:
+        scout = candidate.traits.scouting is not None
+        if scout and not measurements.take_scout(connection, terms.task_id, look.knobs.scout_count):
+            return None
+        job = claims.claim_job(connection, terms, claimant, request, cores, dispatcher.floors, dispatcher.now())
+        if job is None and scout:
+            measurements.give_back_scout(connection, terms.task_id)
+        return job
+
+    return claim
 
 
-def _claim_first(
-    dispatcher: Dispatcher, connection: Connection, pilot: PilotRow, slot: Slot, matches: list[Match]
-) -> tuple[ClaimedJob, Candidate] | None:
-    claimant = Claimant(pilot.id, slot.queue.name, slot.queue.site, pilot.host)
-    for found in matches:
-        candidate = found.candidate
-        terms, cores = terms_of(candidate, slot), candidate.requirements.cores
-        job = claims.claim_job(connection, terms, claimant, cores, dispatcher.floors, dispatcher.now())
-        if job is not None:
-            return job, candidate
-    return None
-
-
-def terms_of(candidate: Candidate, slot: Slot) -> ClaimTerms:
-    """What may be claimed from a bucket by a slot: input and scratch must fit its disk together."""
-    disk = slot.offer.disk_mb - candidate.requirements.disk_mb if slot.offer.disk_mb else None
-    return ClaimTerms(
-        bucket_id=candidate.bucket_id,
-        task_id=candidate.task_id,
-        queue=slot.queue.name,
-        limit=min(candidate.units_per_job, MAX_UNITS),
-        min_units=min(candidate.min_units, MAX_UNITS),
-        disk_mb=disk,
-    )
+def terms_of(candidate: Candidate, slot: Slot, knobs: Knobs, direct: bool = False) -> ClaimTerms:
+    """What may be claimed from a bucket by a slot. Input that is read ``direct`` takes no disk."""
+    traits, offer, queue = candidate.traits, slot.offer, slot.queue
+    size = SlotSize(offer.disk_mb, float(offer.wall_s), queue.core_power, queue.cpu_efficiency)
+    bounds = job_bounds(traits.spec, traits.measured, size, knobs)
+    merge = traits.spec.merge
+    limit = min(merge.max_files if merge else bounds.limit, MAX_UNITS)
+    aim_mb = merge.target_mb or None if merge else bounds.aim_mb
+    if direct:
+        bounds = without_input(bounds)
+    bounds = replace(bounds, limit=limit, min_units=min(traits.min_units, MAX_UNITS), aim_mb=aim_mb)
+    return ClaimTerms(candidate.bucket_id, traits.task_id, queue.name, bounds, traits.probe)
 
 
 def remaining(offer: Offer, candidate: Candidate) -> Offer | None:
     """What an offer has left beside a job; None when not even a core."""
-    needs = candidate.requirements
+    needs = candidate.traits.requirements
     cores = offer.cores - needs.cores
     if cores <= 0:
         return None
@@ -169,21 +271,12 @@ def remaining(offer: Offer, candidate: Candidate) -> Offer | None:
     return Offer(
         cores=cores,
         # At least one, since zero says "not known" and would lift the limit.
-        memory_mb=max(1, offer.memory_mb - needs.memory_mb) if offer.memory_mb else 0,
+        memory_mb=max(1, offer.memory_mb - candidate.memory_needed) if offer.memory_mb else 0,
         disk_mb=max(1, offer.disk_mb - needs.disk_mb) if offer.disk_mb else 0,
         wall_s=offer.wall_s,
         gpus=gpus,
         tags=offer.tags,
     )
-
-
-def retry_after(look: Look) -> float:
-    """Seconds after which an idle pilot asks again.
-
-    All idle pilots together cost ``idle_requests_per_s`` at the most, however many they are, and are spread evenly.
-    """
-    even = sum(look.idle_pilots.values()) / look.knobs.idle_requests_per_s
-    return min(MAX_RETRY_S, max(MIN_RETRY_S, even)) * random.uniform(0.75, 1.25)
 
 
 def _again(dispatcher: Dispatcher, pilot: PilotRow, job_ids: list[int]) -> AcquireReply:
@@ -193,28 +286,36 @@ def _again(dispatcher: Dispatcher, pilot: PilotRow, job_ids: list[int]) -> Acqui
         with dispatcher.database.read() as connection:
             row = jobs.get(connection, job_id)
             taken = units.taken_by(connection, job_id)
-        if row is not None and row.state not in FINAL_JOB_STATES:
+            place = retry_rules.places(connection, [row.bucket_id])[row.bucket_id] if row is not None else None
+        if row is not None and place is not None and row.state not in FINAL_JOB_STATES:
             job = ClaimedJob(job_id, row.task_id, row.bucket_id, taken)
-            found.append(assignment(dispatcher, look.world, pilot.site, job))
+            queue = look.world.queues.get(pilot.queue)
+            found.append(assignment(dispatcher, look, pilot.site, job, place.memory_mb, place.wall_s, queue))
     return AcquireReply(jobs=found)
 
 
 def acquire_units(
-    dispatcher: Dispatcher, pilot: PilotRow, job_id: int, request: UnitsAcquireRequest
+    dispatcher: Dispatcher, pilot_id: int, job_id: int, request: UnitsAcquireRequest
 ) -> UnitsAcquireReply:
     """Further units for a running job, from its own bucket (the get-file call)."""
     look = dispatcher.looks.get()
     now = dispatcher.now()
     with dispatcher.database.write() as connection:
-        job = jobs.hold(connection, job_id, pilot.id)
+        job = jobs.hold(connection, job_id, pilot_id)
         if job is None:
-            raise not_held(jobs.get(connection, job_id), pilot.id, job_id)
+            raise not_held(jobs.get(connection, job_id), pilot_id, job_id)
+        if job.confirmed is not None:
+            raise Conflict(f"job {job_id} is confirmed: it takes no more units")
         earlier = set(claims.replayed(connection, f"job:{job_id}", request.request_id))
         if earlier:
             taken = [each for each in units.taken_by(connection, job_id) if each.id in earlier]
         else:
-            terms = ClaimTerms(job.bucket_id, job.task_id, job.queue, limit=min(request.count, MAX_UNITS))
-            taken = list(claims.claim_more(connection, terms, job_id, dispatcher.floors, request.request_id, now))
+            bounds = Bounds(limit=min(request.count, MAX_UNITS))
+            task = dispatcher.task(connection, job.task_id)
+            probe = task is not None and task.spec.probe
+            terms = ClaimTerms(job.bucket_id, job.task_id, job.queue, bounds, probe)
+            holder = (job_id, pilot_id)
+            taken = list(claims.claim_more(connection, terms, holder, dispatcher.floors, request.request_id, now))
     return UnitsAcquireReply(units=[assigned_unit(each, look.world, job.site) for each in taken])
 
 

@@ -4,37 +4,58 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from common.wire import AssignedFile, AssignedUnit, Assignment, FileSpec, Replica, ReplicaSpec
-from server.dispatch.context import Dispatcher
+from msgspec import structs
+
+from common.wire import AssignedFile, AssignedUnit, Assignment, FileSpec, QueueSpec, RemoteIo, Replica, ReplicaSpec
+from server.dispatch.context import Dispatcher, Look
 from server.dispatch.errors import NotFound
-from server.engine.sizing import number_of
-from server.engine.world import NEVER, World
-from server.store import workflows
+from server.dispatch.payload import complete
+from server.engine.inputs import in_turn, is_tape
+from server.engine.sizing import number_of, told
+from server.engine.world import NEVER, World, is_direct
+from server.store import inputs
 from server.store.claims import ClaimedJob, TakenUnit
+from server.store.workflows import TaskRow
 
 
-def assignment(dispatcher: Dispatcher, world: World, site: str, claimed: ClaimedJob) -> Assignment:
-    """All that a pilot at ``site`` needs to run a job."""
-    with dispatcher.database.read() as connection:
-        task = workflows.get_task(connection, claimed.task_id)
+def assignment(
+    dispatcher: Dispatcher,
+    look: Look,
+    site: str,
+    claimed: ClaimedJob,
+    memory_mb: int = 0,
+    wall_s: int = 0,
+    queue: QueueSpec | None = None,
+) -> Assignment:
+    """All that a pilot at ``site`` needs to run a job; ``memory_mb`` and ``wall_s`` are what its bucket asks for."""
+    world = look.world
+    task = dispatcher.tasks.known(claimed.task_id)
+    if task is None:
+        with dispatcher.database.read() as connection:
+            task = dispatcher.tasks.get(connection, claimed.task_id)
     if task is None:
         raise NotFound(f"task {claimed.task_id} is gone")
     spec = task.spec
-    return Assignment(
+    needs = told(spec, task.measured, look.knobs, sum(each.events or 1 for each in claimed.units))
+    made = Assignment(
         job_id=claimed.job_id,
         task_id=task.id,
         workflow_id=task.workflow_id,
         stage=task.stage,
         scope=task.scope,
         units=[assigned_unit(each, world, site) for each in claimed.units],
-        requirements=spec.requirements,
+        requirements=structs.replace(needs, memory_mb=max(needs.memory_mb, memory_mb), wall_s=wall_s or needs.wall_s),
         outputs=[*spec.outputs],
         common_input=[_common_file(file, world, site) for file in spec.common_input],
+        secondary=_secondary(dispatcher, task, world, site, claimed.job_id) if spec.secondary_inputs else {},
         jobscript=spec.jobscript,
         command=spec.command,
         image=spec.image,
         environment=spec.environment,
     )
+    if queue is not None and queue.remote_io and spec.remote_io != RemoteIo.NEVER:
+        made.remote_io = _read_directly(made.units)
+    return complete(dispatcher, spec, task.owner, made)
 
 
 def assigned_unit(taken: TakenUnit, world: World, site: str) -> AssignedUnit:
@@ -45,13 +66,42 @@ def assigned_unit(taken: TakenUnit, world: World, site: str) -> AssignedUnit:
             did=taken.did,
             size=taken.size,
             checksum=taken.checksum,
-            events=taken.events,
+            events=taken.events if taken.first_event is None else None,
             replicas=nearest_replicas(taken.replicas, world, site),
             attributes=taken.attributes,
         )
     return AssignedUnit(
-        unit_id=taken.id, seq=number_of(taken.seq), file=file, counter=taken.counter, events=taken.events
+        unit_id=taken.id,
+        seq=number_of(taken.seq),
+        file=file,
+        counter=taken.counter,
+        events=taken.events,
+        first_event=taken.first_event,
     )
+
+
+def _read_directly(units: Sequence[AssignedUnit]) -> bool:
+    """Leave only URLs that a payload can read from; False, and all as it was, if a file has none."""
+    files = [each.file for each in units if each.file is not None]
+    direct = [[each for each in file.replicas if is_direct(each.url)] for file in files]
+    if not files or not all(direct):
+        return False
+    for file, replicas in zip(files, direct, strict=True):
+        file.replicas = replicas
+    return True
+
+
+def _secondary(
+    dispatcher: Dispatcher, task: TaskRow, world: World, site: str, job_id: int
+) -> dict[str, list[AssignedFile]]:
+    """The files of each secondary input that are this job's turn."""
+    with dispatcher.database.read() as connection:
+        counts = inputs.secondary_counts(connection, task.id)
+        wanted = {
+            each.name: in_turn(job_id, each.per_job, counts.get(each.name, 0)) for each in task.spec.secondary_inputs
+        }
+        found = inputs.secondary_files(connection, task.id, wanted)
+    return {name: [_common_file(file, world, site) for file in files] for name, files in found.items()}
 
 
 def _common_file(file: FileSpec, world: World, site: str) -> AssignedFile:
@@ -66,9 +116,13 @@ def _common_file(file: FileSpec, world: World, site: str) -> AssignedFile:
 
 
 def nearest_replicas(replicas: Sequence[ReplicaSpec], world: World, site: str) -> list[Replica]:
-    """Every URL under which a pilot at ``site`` may read the file now, nearest storage first."""
+    """Every URL under which a pilot at ``site`` may read the file now, nearest storage first.
+
+    A copy on tape is named only where there is none on disk: it was recalled for this unit then.
+    """
     found = []
-    for spec in replicas:
+    on_disk = [spec for spec in replicas if not is_tape(spec.storage, world)]
+    for spec in on_disk or replicas:
         distance = world.distance(site, spec.storage)
         if distance < NEVER and world.readable(spec.storage):
             urls = world.urls(spec.storage, spec.path, site, write=False)

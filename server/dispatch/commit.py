@@ -1,13 +1,18 @@
 """The two-step commit: record what is about to be uploaded, then confirm.
 
-Only the confirmation turns units to done and outputs to visible, in one transaction. It may be repeated after a lost
-reply; a job that ended otherwise meanwhile is answered with :class:`Gone`.
+Only the confirmation turns units to done and outputs to visible, in one transaction; where the server registers the
+outputs, both wait for that. It may be repeated after a lost reply; a job that ended otherwise meanwhile is answered
+with :class:`Gone`.
+
+Statements are few, as each is a way to the database and back: record takes two (beside what is known of the task), a
+confirmation in which all went well four.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
 import msgspec
 
@@ -18,79 +23,95 @@ from common.wire import (
     FinishRequest,
     OutputDestination,
     OutputRecord,
-    OutputRole,
     RecordReply,
     RecordRequest,
+    Registration,
+    UnitOutcome,
     UnitsReleaseReply,
     UnitsReleaseRequest,
 )
+from server.dispatch import failing
 from server.dispatch.acquire import not_held
-from server.dispatch.context import Dispatcher
-from server.dispatch.errors import Conflict, Gone, NotFound, Unprocessable
+from server.dispatch.context import Dispatcher, Look
+from server.dispatch.errors import Conflict, Gone, Unprocessable
+from server.dispatch.facts import pattern_of, registration_of, task_facts
+from server.dispatch.gone_wrong import note_end
 from server.dispatch.settle import Said, held_units, settle_units
 from server.engine.naming import name_problem, output_did, output_path
+from server.engine.outcomes import outcome_of
 from server.engine.workflows import attributes_problem
 from server.engine.world import World
-from server.store import events, jobs, outputs, units, workflows
+from server.store import commits, events, jobs, measurements, outputs, units
 from server.store.codes import OutputState
+from server.store.commits import Conclusion
 from server.store.database import Connection
 from server.store.jobs import JobEnd, JobRow
-from server.store.outputs import OutputRow
-from server.store.pilots import PilotRow
+from server.store.outputs import NewOutput, Place
 from server.store.units import UnitRow
+from server.store.workflows import TaskRow
 
 END_STATES = (JobState.FINISHED, JobState.FAILED, JobState.CANCELLED, JobState.CLOSED)
 
 
-def record(dispatcher: Dispatcher, pilot: PilotRow, job_id: int, request: RecordRequest) -> RecordReply:
+def record(dispatcher: Dispatcher, pilot_id: int, job_id: int, request: RecordRequest) -> RecordReply:
     """Reserve names for outputs and name their destinations, in the order of the request.
 
     Raises:
+        Conflict: the job is confirmed.
         Gone: the job is over.
         Unprocessable: a name cannot be used, or no storage may take the output.
     """
     world = dispatcher.looks.get().world
     now = dispatcher.now()
     with dispatcher.database.write() as connection:
-        job = _hold(connection, job_id, pilot)
+        job = _hold(connection, job_id, pilot_id)
         _check_files(request.outputs, job)
-        known = {row.name: row for row in outputs.of_job(connection, job_id)}
-        places = {row.name: (row.did, row.storage, row.path) for row in known.values()}
-        unknown = [each for each in enumerate(request.outputs) if each[1].name not in known]
-        new = _new_places(connection, world, job, unknown)
-        for file, *place in new:
-            places[file.name] = (place[0], place[1], place[2])
-        outputs.record(connection, job_id, job.task_id, new, now)
-        for file in request.outputs:
-            if file.name in known:
-                outputs.amend(connection, known[file.name].id, file)
-        jobs.beat(connection, [job_id], now)
-    return RecordReply([_destination(world, job.site, file.name, *places[file.name]) for file in request.outputs])
+        task = task_facts(dispatcher, connection, job.task_id)
+        new = _new_outputs(connection, world, job, task, request.outputs)
+        places = outputs.record(connection, job_id, job.task_id, new, now)
+    return RecordReply([_destination(world, job.site, file.name, places[file.name]) for file in request.outputs])
 
 
-def _hold(connection: Connection, job_id: int, pilot: PilotRow) -> JobRow:
-    job = jobs.hold(connection, job_id, pilot.id)
+def _hold(connection: Connection, job_id: int, pilot_id: int) -> JobRow:
+    job = jobs.hold(connection, job_id, pilot_id)
     if job is None:
-        raise not_held(jobs.get(connection, job_id), pilot.id, job_id)
+        raise not_held(jobs.get(connection, job_id), pilot_id, job_id)
+    if job.confirmed is not None:
+        raise Conflict(f"job {job_id} is confirmed: nothing can be added to it any more")
     return job
 
 
-def _new_places(
-    connection: Connection, world: World, job: JobRow, files: Sequence[tuple[int, OutputRecord]]
-) -> list[tuple[OutputRecord, str, str, str]]:
-    task = workflows.get_task(connection, job.task_id)
-    if task is None:
-        raise NotFound(f"task {job.task_id} is gone")
-    wanted = {pattern.pattern: pattern.storage for pattern in task.spec.outputs}
-    return [
-        (
-            file,
-            output_did(task.scope, task.id, job.id, file.name),
-            choose_storage(world, job.site, wanted.get(file.pattern or ""), f"$.outputs[{index}]"),
-            output_path(task.scope, task.id, job.id, file.name),
+def _new_outputs(
+    connection: Connection, world: World, job: JobRow, task: TaskRow, files: Sequence[OutputRecord]
+) -> list[NewOutput]:
+    found = []
+    known: dict[str, str] | None = None
+    for index, file in enumerate(files):
+        number, pattern = pattern_of(task, file)
+        try:
+            storage = choose_storage(world, job.site, pattern.storage if pattern else None, f"$.outputs[{index}]")
+        except Unprocessable:
+            # What was recorded before keeps its place, even if that takes nothing new now.
+            known = outputs.places(connection, job.id) if known is None else known
+            if file.name not in known:
+                raise
+            storage = known[file.name]
+        found.append(
+            NewOutput(
+                file,
+                output_did(task.scope, task.id, job.id, file.name),
+                storage,
+                output_path(task.scope, task.id, job.id, file.name),
+                number,
+                registration_of(task, file, _registration_at(world, storage)),
+            )
         )
-        for index, file in files
-    ]
+    return found
+
+
+def _registration_at(world: World, storage: str) -> Registration:
+    spec = world.storages.get(storage)
+    return Registration.NONE if spec is None else spec.registration
 
 
 def _check_files(files: Sequence[OutputRecord], job: JobRow) -> None:
@@ -128,16 +149,16 @@ def choose_storage(world: World, site: str, wanted: str | None, path: str) -> st
     return min(able)[1]
 
 
-def _destination(world: World, site: str, name: str, did: str, storage: str, path: str) -> OutputDestination:
-    urls = world.urls(storage, path, site, write=True) if storage in world.storages else []
-    return OutputDestination(name, did, storage, urls)
+def _destination(world: World, site: str, name: str, place: Place) -> OutputDestination:
+    urls = world.urls(place.storage, place.path, site, write=True) if place.storage in world.storages else []
+    return OutputDestination(name, place.did, place.storage, urls, place.registration)
 
 
-def release(dispatcher: Dispatcher, pilot: PilotRow, job_id: int, request: UnitsReleaseRequest) -> UnitsReleaseReply:
+def release(dispatcher: Dispatcher, pilot_id: int, job_id: int, request: UnitsReleaseRequest) -> UnitsReleaseReply:
     """Say what became of single units while the job goes on: processed ones wait for the job's outputs."""
     now = dispatcher.now()
     with dispatcher.database.write() as connection:
-        job = _hold(connection, job_id, pilot)
+        job = _hold(connection, job_id, pilot_id)
         mine = {row.id: row for row in units.of_job(connection, job_id)}
         # What went back at the first time of a repeated call is told as it is now, and not touched.
         gone = [each.unit_id for each in request.units if each.unit_id not in mine]
@@ -155,7 +176,7 @@ def release(dispatcher: Dispatcher, pilot: PilotRow, job_id: int, request: Units
     return UnitsReleaseReply({str(unit_id): state for unit_id, state in states.items()})
 
 
-def finish(dispatcher: Dispatcher, pilot: PilotRow, job_id: int, request: FinishRequest) -> FinishReply:
+def finish(dispatcher: Dispatcher, pilot_id: int, job_id: int, request: FinishRequest) -> FinishReply:
     """Confirm a job: its end, the outcome of each unit, the outputs that become visible. All or nothing.
 
     Raises:
@@ -168,31 +189,32 @@ def finish(dispatcher: Dispatcher, pilot: PilotRow, job_id: int, request: Finish
     digest = hashlib.sha256(msgspec.json.encode(request)).hexdigest()
     look = dispatcher.looks.get()
     now = dispatcher.now()
-    reply: FinishReply | None = None
     with dispatcher.database.write() as connection:
-        job = jobs.hold(connection, job_id, pilot.id)
-        if job is None:
-            return _repeated(jobs.get(connection, job_id), pilot.id, job_id, digest)
+        job = jobs.hold(connection, job_id, pilot_id)
+        if job is None or job.confirmed is not None:
+            return _repeated(job or jobs.get(connection, job_id), pilot_id, job_id, digest)
         if not allowed(job.state, request.state):
             raise Unprocessable(
                 f"a job that is {job.state.value} cannot end {request.state.value}", [("$.state", "report it failed")]
             )
         mine = units.of_job(connection, job_id)
         held = held_units(mine)
-        if request.state == JobState.FINISHED and job.kill_reason is not None and not held:
+        unwanted = request.state == JobState.FINISHED and job.kill_reason is not None and not held
+        if unwanted:
             # Its task was killed before this came: nothing that it made is wanted.
             _end_unwanted(connection, job, now)
         else:
-            listed = _listed(request, outputs.of_job(connection, job_id))
             said = _said(request, mine)
-            states = settle_units(connection, look, job, held, said, now)
-            dispatcher.floors.reset(job.bucket_id)
-            reply = FinishReply(job_id, request.state, {str(unit_id): state for unit_id, state in states.items()})
-            _end(connection, job, request, reply, digest, now)
-            outputs.settle(connection, job_id, _visible(listed, set(states.values())))
-    dispatcher.changed()
-    if reply is None:
+            reply = _confirm(connection, look, job, held, said, request, digest, now)
+            task = dispatcher.tasks.known(job.task_id)
+            if request.state == JobState.FINISHED and (task is None or task.measuring):
+                measurements.note(connection, job_id, request.metrics, look.world.queues.get(job.queue), now)
+            note_end(connection, job.task_id, job_id, [row.id for row in mine], request, now)
+    if unwanted:
         raise Gone(job_id, JobState.CANCELLED, int(ErrorCode.TASK_CANCELLED))
+    if any(state == UnitState.READY for state in reply.units.values()):
+        dispatcher.floors.reset(job.bucket_id)
+        dispatcher.changed()
     return reply
 
 
@@ -200,24 +222,52 @@ def _repeated(row: JobRow | None, pilot_id: int, job_id: int, digest: str) -> Fi
     if row is None or row.pilot_id != pilot_id or row.digest is None or row.reply is None:
         raise not_held(row, pilot_id, job_id)
     if row.digest != digest:
-        raise Conflict(f"job {job_id} was confirmed as {row.state.value} before, with another content")
+        raise Conflict(f"job {job_id} was confirmed as {row.reply.state.value} before, with another content")
     return row.reply
 
 
-def _listed(request: FinishRequest, recorded: Sequence[OutputRow]) -> list[OutputRow]:
-    known = {row.did: row for row in recorded}
-    missing = [each.did for each in request.outputs if each.did not in known]
+def _confirm(
+    connection: Connection,
+    look: Look,
+    job: JobRow,
+    held: Sequence[UnitRow],
+    said: Said,
+    request: FinishRequest,
+    digest: str,
+    now: float,
+) -> FinishReply:
+    outcomes = {outcome_of(row.state, said.outcomes.get(row.id), said.job_state, said.error_code) for row in held}
+    done = UnitOutcome.PROCESSED in outcomes
+    registering = _settle_outputs(connection, job, request, done, now)
+    well = outcomes == {UnitOutcome.PROCESSED} and not request.bad_replicas
+    if well:
+        target = UnitState.OUTPUTTING if registering else UnitState.DONE
+        states = {row.id: target for row in held}
+        failing.note_success(connection, look.failing, job)
+    else:
+        states = settle_units(connection, look, job, held, replace(said, registering=registering), now)
+    reply = FinishReply(job.id, request.state, {str(unit_id): state for unit_id, state in states.items()})
+    end = _end_of(request, digest, reply)
+    if well or registering:
+        moved = held if well else ()
+        told = _told(job, request, registering, now)
+        commits.conclude(connection, Conclusion(job, end, told, registering, moved), now)
+    else:
+        jobs.finish(connection, job, end, now)
+        events.add(connection, _told(job, request, False, now))
+    return reply
+
+
+def _settle_outputs(connection: Connection, job: JobRow, request: FinishRequest, done: bool, now: float) -> bool:
+    """Make the outputs of a confirmed job visible, or wait for their registration; whether any waits."""
+    listed = [each.did for each in request.outputs]
+    states = {each.did: each.state for each in outputs.settle(connection, job.id, listed, done, now)}
+    missing = [did for did in listed if did not in states]
     if missing:
         raise Unprocessable(
             f"outputs were never recorded: {', '.join(missing)}", [("$.outputs", "record them first, then upload")]
         )
-    return [known[each.did] for each in request.outputs if known[each.did].state == OutputState.RECORDED]
-
-
-def _visible(listed: Sequence[OutputRow], states: Collection[UnitState]) -> list[int]:
-    # Outputs belong to units that are done; a log belongs to its job, however it ended.
-    done = UnitState.DONE in states
-    return [row.id for row in listed if done or row.role == OutputRole.LOG.value]
+    return OutputState.UPLOADED in states.values()
 
 
 def _said(request: FinishRequest, mine: Sequence[UnitRow]) -> Said:
@@ -231,13 +281,12 @@ def _said(request: FinishRequest, mine: Sequence[UnitRow]) -> Said:
         request.error_code,
         request.error_detail,
         request.bad_replicas,
+        exit_code=request.exit_code,
     )
 
 
-def _end(
-    connection: Connection, job: JobRow, request: FinishRequest, reply: FinishReply, digest: str, now: float
-) -> None:
-    end = JobEnd(
+def _end_of(request: FinishRequest, digest: str, reply: FinishReply) -> JobEnd:
+    return JobEnd(
         state=request.state,
         error_code=request.error_code,
         error_detail=request.error_detail,
@@ -247,27 +296,22 @@ def _end(
         digest=digest,
         reply=reply,
     )
-    jobs.finish(connection, job.id, end, now)
-    events.add(
-        connection,
-        events.Event(
-            now, f"JOB_{request.state.name}", "job", job.id, job.task_id, job.id, source=job.state,
-            target=request.state, detail=_end_detail(request),
-        ),
-    )  # fmt: skip
 
 
-def _end_detail(request: FinishRequest) -> dict[str, object]:
+def _told(job: JobRow, request: FinishRequest, registering: bool, now: float) -> events.Event:
     detail: dict[str, object] = {"outputs": len(request.outputs)}
     if request.error_code is not None:
         detail |= {"error_code": request.error_code, "error_detail": request.error_detail[:500]}
-    return detail
+    kind, target = f"JOB_{request.state.name}", request.state
+    if registering:
+        kind, target = "JOB_CONFIRMED", JobState.HOLDING
+    return events.Event(now, kind, "job", job.id, job.task_id, job.id, source=job.state, target=target, detail=detail)
 
 
 def _end_unwanted(connection: Connection, job: JobRow, now: float) -> None:
     end = JobEnd(JobState.CANCELLED, int(ErrorCode.TASK_CANCELLED), job.kill_reason or "")
-    jobs.finish(connection, job.id, end, now)
-    outputs.settle(connection, job.id, [])
+    jobs.finish(connection, job, end, now)
+    outputs.abandon(connection, [job.id], now)
     events.add(
         connection,
         events.Event(

@@ -59,6 +59,14 @@ class UsedUp(Forbidden):
     title = "The worker's secret cannot be used (again)"
 
 
+class TooLarge(Refused):
+    """The body is larger than allowed."""
+
+    status = 413
+    type = "pilotage:too-large"
+    title = "The request is too large"
+
+
 class NotFound(Refused):
     """There is no such thing."""
 

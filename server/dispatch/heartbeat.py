@@ -1,74 +1,145 @@
-"""A pilot says what its jobs do; the server answers with an instruction for each."""
+"""Pilots say what their jobs do; the server answers with an instruction for each. Written for many pilots at once."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import msgspec
+
 from common.errors import ErrorCode
-from common.states import FINAL_JOB_STATES, ResourceState
-from common.wire import HeartbeatReply, HeartbeatRequest, Instruction, JobInstruction, JobReport
+from common.states import FINAL_JOB_STATES, JobState
+from common.wire import HeartbeatReply, HeartbeatRequest, Instruction, JobInstruction, Offer
 from server.dispatch.context import Dispatcher
+from server.dispatch.errors import Unauthenticated
 from server.dispatch.reap import lose
-from server.store import events, jobs, pilots
+from server.store import beats, events, jobs
+from server.store.beats import Beat
 from server.store.codes import PilotState
 from server.store.database import Connection
-from server.store.jobs import JobRow
-from server.store.pilots import PilotRow
+from server.store.jobs import PilotAndJobs
 
 UNLISTED_S = 60.0
 """How old a live job must be to be given up when its pilot does not list it: its claim is answered long since."""
+WRITTEN_EVERY_S = 1.0
+"""How often signs of life that wait for no answer are written."""
 
 
-def heartbeat(dispatcher: Dispatcher, pilot: PilotRow, request: HeartbeatRequest) -> HeartbeatReply:
-    """Write down states and metrics; for each job of the request say what to do with it.
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A heartbeat of a pilot."""
+
+    pilot_id: int
+    request: HeartbeatRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What the server knows of the pilot; ``gone`` are the states of reported jobs that it does not hold any more."""
+
+    pilot: PilotAndJobs | None
+    gone: Mapping[int, JobState]
+
+
+def heard(dispatcher: Dispatcher, pilot_id: int, offer: Offer) -> None:
+    """A pilot asked for work: a sign of life that goes with the next batch."""
+    now = dispatcher.now()
+    dispatcher.heard[pilot_id] = Beat(now, offer=msgspec.json.encode(offer).decode())
+    if not 0 <= now - dispatcher.heard_written < WRITTEN_EVERY_S:
+        write_heard(dispatcher)
+
+
+def write_heard(dispatcher: Dispatcher) -> None:
+    """Write the signs of life that wait."""
+    dispatcher.heard_written = dispatcher.now()
+    waiting, dispatcher.heard = dispatcher.heard, {}
+    if waiting:
+        with dispatcher.database.write(durable=False) as connection:
+            beats.write(connection, waiting)
+
+
+def heartbeat(dispatcher: Dispatcher, pilot_id: int, request: HeartbeatRequest) -> tuple[HeartbeatReply, bool]:
+    """Write down states and metrics; for each job of the request say what to do with it, and whether the pilot is active.
 
     The write needs no durable commit: a lost heartbeat is followed by the next.
+
+    Raises:
+        Unauthenticated: there is no such pilot.
     """
-    now = dispatcher.now()
+    held: Held = dispatcher.heartbeats.do(Asked(pilot_id, request), partial(carry_out, dispatcher))
+    pilot = held.pilot
+    if pilot is None:
+        raise Unauthenticated("the pilot of this token is not known")
     look = dispatcher.looks.get()
-    with dispatcher.database.write(durable=False) as connection:
-        pilots.beat(connection, pilot.id, None, now)
-        held = jobs.of_pilot(connection, pilot.id, [report.job_id for report in request.jobs])
-        alive = [report for report in request.jobs if _is_alive(held.get(report.job_id))]
-        jobs.progress(connection, [(report.job_id, report.metrics) for report in alive], now)
-        for report in alive:
-            _advance(connection, held[report.job_id], report, now)
-        long_ago = now - max(UNLISTED_S, 2 * look.knobs.heartbeat_s)
-        orphans = jobs.unlisted(connection, pilot.id, [report.job_id for report in request.jobs], long_ago)
-    for job_id in orphans:
-        # The answer to the claim came when the pilot had given up waiting for it.
-        lose(dispatcher, job_id, now + 1.0, ErrorCode.WORKER_LOST, "its pilot does not hold it")
+    _give_up_unlisted(dispatcher, pilot, request, dispatcher.now() - max(UNLISTED_S, 2 * look.knobs.heartbeat_s))
     queue = look.world.queues.get(pilot.queue)
-    return HeartbeatReply(
-        jobs=[_instruction(report.job_id, held.get(report.job_id)) for report in request.jobs],
+    active = pilot.state == PilotState.ACTIVE
+    reply = HeartbeatReply(
+        jobs=[_instruction(report.job_id, held) for report in request.jobs],
         next_interval_s=look.knobs.heartbeat_s,
-        drain=pilot.state != PilotState.ACTIVE
-        or queue is None
-        or queue.status in (ResourceState.DRAINING, ResourceState.OFFLINE),
+        drain=not active or queue is None or look.world.pilots_leave(queue),
     )
+    return reply, active
 
 
-def _is_alive(row: JobRow | None) -> bool:
-    return row is not None and row.state not in FINAL_JOB_STATES
+def _give_up_unlisted(
+    dispatcher: Dispatcher, pilot: PilotAndJobs, request: HeartbeatRequest, long_ago: float
+) -> None:
+    listed = {report.job_id for report in request.jobs}
+    for job in pilot.jobs.values():
+        if job.id not in listed and job.claimed < long_ago:
+            # The answer to the claim came when the pilot had given up waiting for it.
+            lose(dispatcher, job.id, long_ago, ErrorCode.WORKER_LOST, "its pilot does not hold it")
 
 
-def _advance(connection: Connection, row: JobRow, report: JobReport, now: float) -> None:
-    # Only confirming ends a job: a final state in a heartbeat is a pilot that has not got through with it yet.
-    if report.state == row.state or report.state in FINAL_JOB_STATES:
-        return
-    if jobs.advance(connection, row.id, report.state, now):
-        events.add(
+def carry_out(dispatcher: Dispatcher, batch: list[Asked]) -> list[Held]:
+    """Write down a batch of heartbeats in one transaction."""
+    now = dispatcher.now()
+    with dispatcher.database.write(durable=False) as connection:
+        pilots = jobs.held_by(connection, sorted({asked.pilot_id for asked in batch}))
+        found = [_written(connection, asked, pilots.get(asked.pilot_id), now) for asked in batch]
+        beats.write(
             connection,
-            events.Event(
-                now, f"JOB_{report.state.name}", "job", row.id, row.task_id, row.id,
-                source=row.state, target=report.state,
-            ),
-        )  # fmt: skip
+            {
+                asked.pilot_id: Beat(now, msgspec.json.encode(asked.request).decode() if asked.request.jobs else None)
+                for asked in batch
+                if asked.pilot_id in pilots
+            },
+        )
+    return found
 
 
-def _instruction(job_id: int, row: JobRow | None) -> JobInstruction:
-    if row is None:
-        return JobInstruction(job_id, Instruction.UNKNOWN, "this pilot holds no such job")
-    if row.state in FINAL_JOB_STATES:
-        return JobInstruction(job_id, Instruction.UNKNOWN, f"the job is {row.state.value} already")
-    if row.kill_reason is not None:
-        return JobInstruction(job_id, Instruction.KILL, row.kill_reason)
+def _written(connection: Connection, asked: Asked, pilot: PilotAndJobs | None, now: float) -> Held:
+    if pilot is None:
+        return Held(None, {})
+    unknown = []
+    for report in asked.request.jobs:
+        job = pilot.jobs.get(report.job_id)
+        if job is None:
+            unknown.append(report.job_id)
+        # Only confirming ends a job: a final state in a heartbeat is a pilot that has not got through with it yet.
+        elif report.state not in FINAL_JOB_STATES and jobs.advance(connection, job, report.state, now):
+            events.add(
+                connection,
+                events.Event(
+                    now, f"JOB_{report.state.name}", "job", job.id, job.task_id, job.id,
+                    source=job.state, target=report.state,
+                ),
+            )  # fmt: skip
+    return Held(pilot, jobs.states_of(connection, asked.pilot_id, unknown) if unknown else {})
+
+
+def _instruction(job_id: int, held: Held) -> JobInstruction:
+    assert held.pilot is not None
+    job = held.pilot.jobs.get(job_id)
+    if job is None:
+        state = held.gone.get(job_id)
+        if state is not None and (state == JobState.FINISHED or state not in FINAL_JOB_STATES):
+            # Confirmed, and the answer was lost on the way: the pilot will repeat its confirmation.
+            return JobInstruction(job_id)
+        words = "this pilot holds no such job" if state is None else f"the job is {state.value} already"
+        return JobInstruction(job_id, Instruction.UNKNOWN, words)
+    if job.kill_reason is not None:
+        return JobInstruction(job_id, Instruction.KILL, job.kill_reason)
     return JobInstruction(job_id)

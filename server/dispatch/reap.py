@@ -1,83 +1,150 @@
-"""Jobs whose pilot is not heard of any more are declared lost; their units go back."""
+"""Jobs whose pilot is not heard of any more are declared lost; their units go back.
+
+Silence counts only while the server was up, and a crash of the database that emptied the table of heartbeats counts as
+having heard of everybody.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
 from common.errors import ERRORS, ErrorCode
 from common.states import JobState
-from server.dispatch.context import Dispatcher
+from server.dispatch.context import Dispatcher, Look
 from server.dispatch.settle import Said, held_units, settle_units
-from server.store import events, jobs, outputs, pilots, units
-from server.store.jobs import JobEnd
+from server.engine.timeouts import Silence
+from server.store import beats, events, jobs, outputs, pilots, units, watches
+from server.store.database import Connection
+from server.store.jobs import JobEnd, JobRow
+from server.store.pilots import PilotRow
 
 BATCH = 500
+"""Pilots that one round gives up at the most; the next follows at once."""
+CURSOR = "reap-silent"
+
+
+@dataclass(frozen=True)
+class _Silent:
+    """A pilot that has been silent for too long, and what is said of its jobs."""
+
+    pilot: PilotRow
+    before: float
+    code: ErrorCode
+    reason: str
 
 
 def reap_silent(dispatcher: Dispatcher, up_since: float, unnoticed_s: float) -> int:
-    """Declare lost what was silent for too long while the server was up; the number of jobs.
+    """Declare lost what was silent for too long while the server was up; the number of pilots and jobs.
 
-    Pilots whose worker has ended for the batch system need to be silent for a shorter time only: the batch system's
-    word alone loses nothing, as a heartbeat outranks it. The server may have been away for ``unnoticed_s`` without its
-    books showing it, so that no shorter silence counts.
+    One round looks at one slice of the pilots, a transaction for each one that is given up.
     """
     now = dispatcher.now()
-    knobs = dispatcher.looks.get().knobs
-    lost = 0
-    long_ago = now - max(knobs.heartbeat_timeout_s, unnoticed_s + 2 * knobs.heartbeat_s)
-    if up_since <= long_ago:
-        with dispatcher.database.read() as connection:
-            silent_jobs = jobs.silent(connection, long_ago, BATCH)
-            silent_pilots = pilots.silent(connection, long_ago, BATCH)
-        lost += sum(lose(dispatcher, job_id, long_ago, ErrorCode.HEARTBEAT_LOST, "") for job_id in silent_jobs)
-        for pilot in silent_pilots:
-            _forget(dispatcher, pilot.id, long_ago, "silent for too long")
-    lately = now - max(knobs.worker_end_grace_s, 2 * knobs.heartbeat_s)
-    if up_since <= lately:
-        with dispatcher.database.read() as connection:
-            orphans = pilots.silent_of_ended_workers(connection, lately, BATCH)
-        for pilot in orphans:
-            with dispatcher.database.read() as connection:
-                alive = jobs.alive_of_pilot(connection, pilot.id)
-            lost += sum(lose(dispatcher, job_id, lately, ErrorCode.WORKER_LOST, "") for job_id in alive)
-            _forget(dispatcher, pilot.id, lately, "its worker has ended")
+    look = dispatcher.looks.get()
+    knobs = look.knobs
+    silence = Silence(knobs.heartbeat_timeout_s, knobs.worker_end_grace_s, knobs.heartbeat_s, unnoticed_s)
+    with dispatcher.database.write(durable=False) as connection:
+        kept = min(now, beats.kept_since(connection, now))
+        after = watches.cursor(connection, CURSOR)
+    with dispatcher.database.read() as connection:
+        found, following = pilots.silent(connection, now - silence.least_s, kept, after)
+        overdue = _overdue(connection, look, silence, found, max(up_since, kept), now)
+    batch = overdue[:BATCH]
+    lost = sum(_lose_pilot(dispatcher, each) for each in batch)
+    with dispatcher.database.write(durable=False) as connection:
+        watches.clamp_future(connection, after, following, now)
+        going_on = following or 0
+        if len(batch) < len(overdue):
+            going_on = batch[-1].pilot.id
+        if going_on != after:
+            watches.set_cursor(connection, CURSOR, going_on)
+    if lost:
+        dispatcher.changed()
     return lost
 
 
-def _forget(dispatcher: Dispatcher, pilot_id: int, before: float, reason: str) -> None:
+def _overdue(
+    connection: Connection, look: Look, silence: Silence, found: Sequence[PilotRow], since: float, now: float
+) -> list[_Silent]:
+    """Those of the silent pilots that their queue's limit gives up."""
+    if not found:
+        return []
+    heard = watches.heard(connection, [each.id for each in found])
+    ended = watches.ended_workers(connection, {each.worker for each in found})
+    overdue = []
+    for each in found:
+        limit = silence.limit(look.world, each.queue, each.worker in ended)
+        if limit is None or heard.get(each.id, since) >= now - limit or since > now - limit:
+            continue
+        if each.worker in ended:
+            overdue.append(_Silent(each, now - limit, ErrorCode.WORKER_LOST, "its worker has ended"))
+        else:
+            overdue.append(_Silent(each, now - limit, ErrorCode.HEARTBEAT_LOST, "silent for too long"))
+    return overdue
+
+
+def _lose_pilot(dispatcher: Dispatcher, silent: _Silent) -> int:
+    """Give up a pilot and its jobs, unless it was heard of meanwhile; how many."""
     now = dispatcher.now()
+    look = dispatcher.looks.get()
+    pilot_id = silent.pilot.id
     with dispatcher.database.write() as connection:
-        if pilots.lose(connection, pilot_id, before, reason, now):
-            events.add(connection, events.Event(now, "PILOT_LOST", "pilot", pilot_id, detail={"reason": reason}))
+        alive = jobs.alive_of_pilot(connection, pilot_id)
+        held = [job for job_id in alive if (job := jobs.hold_any(connection, job_id)) is not None]
+        if not pilots.lose(connection, pilot_id, silent.before, silent.reason, now):
+            return 0
+        for job in held:
+            _end(connection, look, job, silent.code, "", now)
+        beats.forget(connection, [pilot_id])
+        detail = {"reason": silent.reason, "silent_s": round(now - silent.before, 1), "jobs": len(held)}
+        events.add(connection, events.Event(now, "PILOT_LOST", "pilot", pilot_id, detail=detail))
+    for job in held:
+        dispatcher.floors.reset(job.bucket_id)
+    return 1 + len(held)
 
 
 def lose_jobs(dispatcher: Dispatcher, pilot_id: int, detail: str) -> int:
     """Give up all live jobs of a pilot that has left; how many."""
     with dispatcher.database.read() as connection:
         alive = jobs.alive_of_pilot(connection, pilot_id)
-    now = dispatcher.now() + 1.0  # whatever was heard of them until this moment
-    return sum(lose(dispatcher, job_id, now, ErrorCode.WORKER_LOST, detail) for job_id in alive)
+    return sum(give_up(dispatcher, job_id, ErrorCode.WORKER_LOST, detail) for job_id in alive)
 
 
 def lose(dispatcher: Dispatcher, job_id: int, before: float, code: ErrorCode, detail: str) -> bool:
-    """Declare one job lost if it was still not heard of since ``before``: the write is conditional."""
+    """Declare one live job lost that was claimed before a moment."""
+    return give_up(dispatcher, job_id, code, detail, lambda job: job.claimed < before)
+
+
+def give_up(
+    dispatcher: Dispatcher,
+    job_id: int,
+    code: ErrorCode,
+    detail: str,
+    still: Callable[[JobRow], bool] = lambda _: True,
+) -> bool:
+    """Fail one live job whose row, once it is held, is ``still`` as the caller saw it; False if not."""
     now = dispatcher.now()
     look = dispatcher.looks.get()
     with dispatcher.database.write() as connection:
-        job = jobs.hold_silent(connection, job_id, before)
-        if job is None:
+        job = jobs.hold_any(connection, job_id)
+        if job is None or not still(job):
             return False
-        said = Said(JobState.FAILED, error_code=int(code), error_detail=detail or ERRORS[code].words)
-        settle_units(connection, look, job, held_units(units.of_job(connection, job_id)), said, now)
-        # A killed job whose pilot never answered is cancelled, as was asked for.
-        state = JobState.CANCELLED if job.kill_reason is not None else JobState.FAILED
-        jobs.finish(connection, job_id, JobEnd(state, int(code), said.error_detail), now)
-        outputs.settle(connection, job_id, [])
-        events.add(
-            connection,
-            events.Event(
-                now, "JOB_LOST", "job", job_id, job.task_id, job_id, source=job.state, target=state,
-                detail={"error_code": int(code), "silent_s": round(now - job.heartbeat, 1)},
-            ),
-        )  # fmt: skip
+        _end(connection, look, job, code, detail, now)
     dispatcher.floors.reset(job.bucket_id)
     dispatcher.changed()
     return True
+
+
+def _end(connection: Connection, look: Look, job: JobRow, code: ErrorCode, detail: str, now: float) -> None:
+    """End a job that this transaction holds."""
+    said = Said(JobState.FAILED, error_code=int(code), error_detail=detail or ERRORS[code].words)
+    settle_units(connection, look, job, held_units(units.of_job(connection, job.id)), said, now)
+    # A killed job whose pilot never answered is cancelled, as was asked for.
+    state = JobState.CANCELLED if job.kill_reason is not None else JobState.FAILED
+    jobs.finish(connection, job, JobEnd(state, int(code), said.error_detail), now)
+    outputs.abandon(connection, [job.id], now)
+    told = {"error_code": int(code), "detail": said.error_detail[:500]}
+    event = events.Event(
+        now, "JOB_LOST", "job", job.id, job.task_id, job.id, source=job.state, target=state, detail=told
+    )
+    events.add(connection, event)

@@ -21,8 +21,6 @@ from server.dispatch.reap import lose_jobs
 from server.store import events, pilots
 from server.store.pilots import PilotRow, WorkerRow
 
-ROLE = "pilot"
-
 
 def register(dispatcher: Dispatcher, secret: str, request: PilotRegistration) -> PilotGrant:
     """A pilot for a worker's secret: one for each node and start. The same nonce gets the same pilot again.
@@ -78,8 +76,7 @@ def _check_worker(owner: WorkerRow, request: PilotRegistration, now: float) -> N
 
 def mint(dispatcher: Dispatcher, pilot_id: int, knobs: Knobs) -> tuple[str, float]:
     """A pilot's token and the moment of its end."""
-    token = dispatcher.issuer.mint(f"pilot:{pilot_id}", [ROLE], knobs.pilot_token_s)
-    return token, dispatcher.now() + knobs.pilot_token_s
+    return dispatcher.issuer.mint_pilot(pilot_id, knobs.pilot_token_s, knobs.token_epoch)
 
 
 def settings_of(knobs: Knobs) -> PilotSettings:
@@ -96,6 +93,8 @@ def end(dispatcher: Dispatcher, pilot: PilotRow, request: PilotEnd) -> None:
             if request.error_code is not None:
                 detail["error_code"] = request.error_code
             events.add(connection, events.Event(now, "PILOT_ENDED", "pilot", pilot.id, detail=detail))
+    dispatcher.pilots.drop(pilot.id)
+    dispatcher.idle.busy(pilot.id)
     # Also when that was known: the server may have died between the two steps.
     lose_jobs(dispatcher, pilot.id, "the pilot left without reporting the job's end")
 

@@ -1,124 +1,207 @@
-"""How many pilots of which shape a queue should have now. The only place that splits work between queues."""
+"""How many pilots of which shape each queue should have now. The only place that splits work between queues.
+
+Ready work that no filter tells apart is split between the queues that may run it by the weight of each (PanDA
+documentation, brokerage for production), so that together they are asked for it once; what does not divide goes round.
+It is counted in core-hours over the expected life of a pilot; where nobody knows how long a job runs, it is a pilot's.
+"""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from common.wire import Gpu, Offer, QueueSpec, Requirements, Shape, ShapeDemand
-from server.engine.matching import Candidate, Slot, match
-from server.engine.world import World
+from common.wire import DemandPart, DemandRefusal, Shape, ShapeDemand
+from server.config import Knobs
+from server.engine.demand_groups import SCALE, Choice, Group, Grouping, offset
+from server.engine.demand_queues import Load, Place, places_of
+from server.engine.demand_sizes import JobSize, UnitsPerJob
+from server.engine.matching import Candidate, Moment, Refused
 
-PROBED_TAGS = ("linux", "x86_64", "aarch64", "apptainer")
-"""What a pilot finds out about its node by itself: until then every queue is taken to have it."""
+MOST_PARTS = 100
+"""Lines of an explanation."""
 
-
-TURN_S = 600.0
-"""How long a queue keeps what does not divide evenly: one that starts no pilots must not keep the last unit for ever."""
-
-
-DISK_STEP_MB = 1000
+ShapeKey = tuple[int, int, int, int, int]
 
 
 @dataclass
-class _Sum:
-    units: int = 0
+class Line:
+    """What a queue gets in one shape."""
+
     jobs: int = 0
+    units: int = 0
+    pilots: float = 0.0
+    core_s: float = 0.0
+    life_s: int = 0
 
 
-def demand(
-    queue: QueueSpec,
-    candidates: Sequence[Candidate],
-    world: World,
-    running_jobs: Sequence[tuple[Shape, int]],
-    now: float,
-) -> list[ShapeDemand]:
-    """Pilots wanted in ``queue``, by shape, those that run jobs now included.
+@dataclass
+class Explanation:
+    """What one queue gets of which work, and of which it gets nothing."""
 
-    The ready work of a bucket is split evenly between the queues that may run it, so that together they are asked for
-    it once; what does not divide goes round with the time. ``running_jobs`` counts this queue's live jobs by the shape
-    that they need.
-    """
-    sums: dict[tuple[int, int, int, int, int], _Sum] = defaultdict(_Sum)
-    for candidate in candidates:
-        able = sorted(other.name for other in world.queues.values() if _may_run(candidate, other, world, now))
-        if queue.name not in able or candidate.ready_units <= 0:
-            continue
-        place = (able.index(queue.name) + candidate.bucket_id + int(now // TURN_S)) % len(able)
-        units = _part(candidate.ready_units, place, len(able))
-        if units:
-            total = sums[_key(_shape(candidate, queue))]
-            total.units += units
-            total.jobs += _part(_jobs(candidate), place, len(able))
-    running: Counter[tuple[int, int, int, int, int]] = Counter()
-    for shape, count in running_jobs:
-        running[_key(shape)] += count
-        sums.setdefault(_key(shape), _Sum())
-    return [
-        ShapeDemand(
-            shape=Shape(*key),
-            pilots=total.jobs + running[key],
-            ready_units=total.units,
-            ready_jobs=total.jobs,
-            running_jobs=running[key],
-        )
-        for key, total in sorted(sums.items())
-    ]
+    queue: str
+    parts: list[DemandPart] = field(default_factory=list)
+    refused: dict[tuple[str, str], DemandRefusal] = field(default_factory=dict)
+
+    def refuse(self, refusal: tuple[str, str], group: Group) -> None:
+        """A group's work is nothing for the queue."""
+        found = self.refused.get(refusal)
+        if found is None:
+            task_id = group.sample.traits.task_id
+            found = self.refused[refusal] = DemandRefusal(*refusal, task_id=task_id, tasks=0, buckets=0, units=0)
+        found.tasks += len(group.tasks)
+        found.buckets += group.buckets
+        found.units += group.units
 
 
-def _shape(candidate: Candidate, queue: QueueSpec) -> Shape:
-    """What a worker must ask for so that its pilot can run the bucket's jobs, their input included."""
-    units = min(candidate.units_per_job, max(candidate.ready_units, candidate.min_units))
-    return shape_of(candidate.requirements, units * candidate.unit_mb, queue)
+@dataclass(frozen=True)
+class Split:
+    """The demand of all queues: for each, what it gets of the ready work."""
+
+    lines: Mapping[str, Mapping[ShapeKey, Line]]
+    explanation: Explanation | None = None
+
+    def of(self, queue: str, busy: Sequence[tuple[Shape, int]]) -> list[ShapeDemand]:
+        """Pilots wanted in a queue, by shape, those that hold jobs now (``busy``, by their worker's shape) included."""
+        lines: dict[ShapeKey, Line] = dict(self.lines.get(queue, {}))
+        running: dict[ShapeKey, int] = defaultdict(int)
+        for shape, n in busy:
+            running[key_of(shape)] += n
+            lines.setdefault(key_of(shape), Line())
+        return [
+            ShapeDemand(
+                shape=Shape(*key),
+                pilots=math.ceil(line.pilots - 1e-6) + running[key],
+                ready_units=line.units,
+                ready_jobs=line.jobs,
+                running_jobs=running[key],
+                core_hours=round(line.core_s / 3600.0, 3),
+                life_s=line.life_s,
+            )
+            for key, line in sorted(lines.items())
+        ]
 
 
-def shape_of(requirements: Requirements, input_mb: int, queue: QueueSpec) -> Shape:
-    """What a worker must ask for so that its pilot can run a job with these requirements and so much input.
-
-    Disk is rounded up to :data:`DISK_STEP_MB`, so that jobs of about the same size share pilots, and never asks for
-    more than the queue has.
-    """
-    disk_mb = -(-(requirements.disk_mb + input_mb) // DISK_STEP_MB) * DISK_STEP_MB
-    gpus = requirements.gpus.count if requirements.gpus else 0
-    return Shape(
-        cores=requirements.cores,
-        memory_mb=requirements.memory_mb,
-        disk_mb=min(disk_mb, queue.disk_mb) if queue.disk_mb else disk_mb,
-        wall_s=requirements.wall_s,
-        gpus=gpus,
-    )
-
-
-def _key(shape: Shape) -> tuple[int, int, int, int, int]:
+def key_of(shape: Shape) -> ShapeKey:
+    """A shape as a key."""
     return shape.cores, shape.memory_mb, shape.disk_mb, shape.wall_s, shape.gpus
 
 
-def _jobs(candidate: Candidate) -> int:
-    return -(-candidate.ready_units // max(1, candidate.units_per_job))
+def split(
+    ready: Iterable[tuple[Candidate, int]],
+    moment: Moment,
+    loads: Mapping[str, Load],
+    knobs: Knobs,
+    events: Mapping[int, int],
+    per_job: UnitsPerJob,
+    explain: str | None = None,
+) -> Split:
+    """Split the ready work (buckets and how many units are ready in each) between all queues.
+
+    ``loads`` says of each queue how many pilots run and wait, ``events`` of a task how many events a unit has.
+    """
+    places, closed = places_of(moment, loads, knobs)
+    grouping = Grouping(places, moment)
+    for candidate, units in ready:
+        grouping.add(candidate, units)
+    lines: dict[str, dict[ShapeKey, Line]] = {name: defaultdict(Line) for name in moment.world.queues}
+    told = Explanation(explain) if explain is not None else None
+    scouts: dict[int, int] = {}
+    for group in grouping.groups():
+        if told is not None:
+            _tell_refusal(told, grouping, group, places, closed)
+        choice = grouping.choose(group, moment.now)
+        if not choice.ways:
+            continue
+        best = max(choice.ways, key=lambda each: (each.weight, each.place.queue.name)).place
+        jobs = 0
+        given = [0] * len(choice.ways)
+        for size in per_job.sizes(group, best, events, knobs, scouts):
+            parts = portions(size.jobs, choice.weights, offset(size.seed, moment.now))
+            of_each = _along(size.units, parts)
+            for way, part, of_units in zip(choice.ways, parts, of_each, strict=True):
+                if part:
+                    _add(lines[way.place.queue.name], way.place, size, part, of_units)
+            jobs += size.jobs
+            given = [one + more for one, more in zip(given, parts, strict=True)]
+        if told is not None:
+            _tell_part(told, group, choice, jobs, given)
+    if told is not None:
+        told.parts.sort(key=lambda part: (-part.jobs, part.task_id))
+        del told.parts[MOST_PARTS:]
+    return Split(lines, told)
 
 
-def _part(whole: int, place: int, parts: int) -> int:
-    """The part of ``whole`` that falls to ``place``: over all places they sum to ``whole``."""
-    return whole // parts + (1 if place < whole % parts else 0)
+def portions(whole: int, weights: Sequence[int], turn: int) -> list[int]:
+    """Split ``whole`` in proportion to ``weights``: each gets its quota rounded down or up, and all together the whole.
+
+    ``turn``, from 0 to 2^64, says who gets what does not divide; over all turns each gets its quota.
+    """
+    sum_ = sum(weights)
+    shift = turn * sum_ >> 64
+    parts, before, so_far = [], 0, 0
+    for weight in weights:
+        so_far += weight
+        until = (whole * so_far + shift) // sum_
+        parts.append(until - before)
+        before = until
+    return parts
 
 
-def _may_run(candidate: Candidate, queue: QueueSpec, world: World, now: float) -> bool:
-    # The largest slot of the queue is what counts here: zero in its limits means that it has none.
-    largest = Offer(
-        cores=queue.cores or candidate.requirements.cores,
-        memory_mb=queue.memory_mb,
-        disk_mb=queue.disk_mb,
-        wall_s=queue.wall_s,
-        gpus=_pretended_gpus(candidate, queue),
-        tags=[*queue.tags, *PROBED_TAGS],
-    )
-    matches, _ = match([candidate], Slot(queue, largest), world, {}, now)
-    return bool(matches)
+def _along(units: int, parts: Sequence[int]) -> list[int]:
+    """Units in proportion to the jobs that were given."""
+    whole = sum(parts)
+    found, before, so_far = [], 0, 0
+    for part in parts:
+        so_far += part
+        until = units * so_far // whole
+        found.append(until - before)
+        before = until
+    return found
 
 
-def _pretended_gpus(candidate: Candidate, queue: QueueSpec) -> list[Gpu]:
-    wanted = candidate.requirements.gpus
-    if wanted is None or not queue.gpus:
-        return []
-    return [Gpu(wanted.vendor or "", wanted.model or "", wanted.memory_mb)] * queue.gpus
+def _add(lines: dict[ShapeKey, Line], place: Place, size: JobSize, jobs: int, units: int) -> None:
+    shape, life_s = place.shape(size)
+    line = lines[key_of(shape)]
+    line.jobs += jobs
+    line.units += units
+    line.life_s = life_s
+    seconds = size.seconds_in(place)
+    line.core_s += seconds * jobs * size.cores
+    line.pilots += jobs * (min(1.0, seconds / life_s) if seconds and life_s else 1.0)
+
+
+def _tell_refusal(
+    told: Explanation, grouping: Grouping, group: Group, places: Sequence[Place], closed: Mapping[str, Refused]
+) -> None:
+    refusal = closed.get(told.queue)
+    if refusal is None:
+        place = next((each for each in places if each.queue.name == told.queue), None)
+        refusal = grouping.refusal(group, place) if place is not None else None
+    if refusal is not None:
+        told.refuse(refusal, group)
+
+
+def _tell_part(
+    told: Explanation,
+    group: Group,
+    choice: Choice,
+    jobs: int,
+    given: Sequence[int],
+) -> None:
+    for way, part in zip(choice.ways, given, strict=True):
+        if way.place.queue.name == told.queue:
+            told.parts.append(
+                DemandPart(
+                    task_id=group.sample.traits.task_id,
+                    tasks=len(group.tasks),
+                    buckets=group.buckets,
+                    queues=choice.queues,
+                    distance=way.distance,
+                    weight=way.weight / SCALE,
+                    weights=choice.total / SCALE,
+                    ready_jobs=jobs,
+                    jobs=part,
+                )
+            )

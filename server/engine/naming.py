@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 MAX_NAME = 255
+
+
+@dataclass(frozen=True)
+class OutputName:
+    """What the name of an output says of where it comes from."""
+
+    scope: str
+    task_id: int
+    job_id: int
+    name: str
 
 
 def output_did(scope: str, task_id: int, job_id: int, name: str) -> str:
     """``scope:task.job.name``: sorts by task, then by job."""
     return f"{scope}:{task_id}.{job_id}.{name}"
+
+
+def parse_output_did(did: str) -> OutputName | None:
+    """The parts of a DID that :func:`output_did` made; None for any other. No proof that there is such an output."""
+    scope, _, rest = did.partition(":")
+    task_id, _, rest = rest.partition(".")
+    job_id, _, name = rest.partition(".")
+    if not (scope and name and _is_id(task_id) and _is_id(job_id)):
+        return None
+    return OutputName(scope, int(task_id), int(job_id), name)
+
+
+def _is_id(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 19
 
 
 def output_path(scope: str, task_id: int, job_id: int, name: str) -> str:

@@ -5,37 +5,44 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 
-from common.wire import CounterInput, FilesInput, FileSpec, StageInput, StageSpec, WorkflowRequest
-from server.engine.world import World, path_problem
+import msgspec
 
-MAX_LEVELS = 20
-"""Levels of a file's attributes."""
+from common.wire import StageSpec, WorkflowRequest
+from server.engine.datasets import template_problem
+from server.engine.inputs import feeding_stages
+from server.engine.placeholders import placeholder_problems
+from server.engine.workflow_inputs import Means, Problem, attributes_problem, check_inputs, unknown
+from server.engine.world import World
 
+__all__ = ["Problem", "attributes_problem", "check_workflow"]
 
+MAX_ATTRIBUTES = 16_384
+"""Bytes of a stage's own attributes, as JSON."""
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _IMAGE = re.compile(r"(/[^\0\n]*[^/\0\n]|[a-z][a-z0-9+.-]*://[^\s\0]+)\Z")
 
 
-@dataclass(frozen=True)
-class Problem:
-    """One thing that is wrong: ``path`` names the field, ``message`` what to do."""
+def check_workflow(
+    request: WorkflowRequest,
+    world: World,
+    shares: Collection[str],
+    catalogs: Collection[str] = (),
+    stagers: Collection[str] = (),
+) -> list[Problem]:
+    """All that is wrong with a workflow; nothing when it may be kept.
 
-    path: str
-    message: str
-
-
-def check_workflow(request: WorkflowRequest, world: World, shares: Collection[str]) -> list[Problem]:
-    """All that is wrong with a workflow; nothing when it may be kept."""
+    ``catalogs`` and ``stagers`` are the names of those that the server is configured with.
+    """
+    means = Means(world, frozenset(catalogs), frozenset(stagers))
     problems = list(_check_names(request))
     for index, stage in enumerate(request.stages):
         path = f"$.stages[{index}]"
         problems += _check_payload(stage, path)
-        problems += _check_input(stage, path, request, world)
+        problems += _check_extras(stage, path)
+        problems += check_inputs(stage, path, request, means)
         problems += _check_places(stage, path, world, shares)
-    if not problems:
-        problems += _check_cycles(request)
+    problems += _check_cycles(request)
     return problems
 
 
@@ -59,6 +66,20 @@ def _check_payload(stage: StageSpec, path: str) -> Iterator[Problem]:
             yield Problem(f"{path}.outputs", f"the pattern {pattern!r} is there {count} times")
 
 
+def _check_extras(stage: StageSpec, path: str) -> Iterator[Problem]:
+    for field, message in placeholder_problems(stage):
+        yield Problem(f"{path}.{field}", message)
+    odd = attributes_problem(stage.attributes)
+    if not odd and len(msgspec.json.encode(stage.attributes)) > MAX_ATTRIBUTES:
+        odd = f"they are longer than {MAX_ATTRIBUTES} bytes of JSON: keep them in a file"
+    if odd:
+        yield Problem(f"{path}.attributes", odd)
+    if stage.jobscript_git is not None and stage.jobscript is None:
+        yield Problem(
+            f"{path}.jobscript_git", "it says where jobscript is from, which is missing: the client fetches it"
+        )
+
+
 def _check_strings(stage: StageSpec, path: str) -> Iterator[Problem]:
     for name, value in stage.environment.items():
         if not _VARIABLE.match(name) or name.startswith("PILOTAGE_"):
@@ -71,87 +92,44 @@ def _check_strings(stage: StageSpec, path: str) -> Iterator[Problem]:
         yield Problem(f"{path}.image", "give an absolute path to an image, or an address such as docker://…")
 
 
-def _check_input(stage: StageSpec, path: str, request: WorkflowRequest, world: World) -> Iterator[Problem]:
-    given = stage.input
-    if isinstance(given, FilesInput):
-        if not given.files:
-            yield Problem(f"{path}.input.files", "the list is empty: name at least one file")
-        yield from _check_files(given.files, f"{path}.input.files", world)
-    elif isinstance(given, CounterInput):
-        if given.count == 0:
-            yield Problem(f"{path}.input.count", "zero units: ask for at least one")
-    elif isinstance(given, StageInput):
-        names = [other.name for other in request.stages]
-        if given.stage not in names:
-            yield Problem(f"{path}.input.stage", f"no stage is called {given.stage!r}; there are {', '.join(names)}")
-        elif given.stage == stage.name:
-            yield Problem(f"{path}.input.stage", "a stage cannot feed itself")
-        else:
-            source = next(other for other in request.stages if other.name == given.stage)
-            if not source.outputs:
-                yield Problem(f"{path}.input.stage", f"stage {given.stage!r} declares no outputs to take")
-    if stage.merge is not None and stage.merge.min_files > stage.merge.max_files:
-        yield Problem(f"{path}.merge", "min_files is larger than max_files")
-    yield from _check_files(stage.common_input, f"{path}.common_input", world)
-
-
-def _check_files(files: list[FileSpec], path: str, world: World) -> Iterator[Problem]:
-    seen: dict[str, int] = {}
-    for index, file in enumerate(files):
-        if file.did in seen:
-            yield Problem(f"{path}[{index}].did", f"{file.did} is in the list already, at [{seen[file.did]}]")
-        seen.setdefault(file.did, index)
-        if file.did.partition(":")[2] in (".", ".."):
-            yield Problem(f"{path}[{index}].did", "'.' and '..' are no names of files")
-        odd = attributes_problem(file.attributes)
-        if odd:
-            yield Problem(f"{path}[{index}].attributes", odd)
-        for number, replica in enumerate(file.replicas):
-            wrong = path_problem(replica.path)
-            if wrong:
-                yield Problem(f"{path}[{index}].replicas[{number}].path", wrong)
-            if replica.storage not in world.storages:
-                yield Problem(
-                    f"{path}[{index}].replicas[{number}].storage", _unknown("storage", replica.storage, world.storages)
-                )
-
-
-def attributes_problem(value: object, levels: int = MAX_LEVELS) -> str:
-    """Why a JSON value cannot be an attribute, if so: what can be read at one place must not be too deep at another."""
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        return f"the number {value} has more than 64 bits: send it as text"
-    if not isinstance(value, (dict, list)):
-        return ""
-    if levels == 0:
-        return f"it is more than {MAX_LEVELS} levels deep: make it flatter"
-    inner = value.values() if isinstance(value, dict) else value
-    return next(filter(None, (attributes_problem(each, levels - 1) for each in inner)), "")
-
-
 def _check_places(stage: StageSpec, path: str, world: World, shares: Collection[str]) -> Iterator[Problem]:
     for index, output in enumerate(stage.outputs):
         if output.storage is not None and output.storage not in world.storages:
-            yield Problem(f"{path}.outputs[{index}].storage", _unknown("storage", output.storage, world.storages))
+            yield Problem(f"{path}.outputs[{index}].storage", unknown("storage", output.storage, world.storages))
+        wrong = template_problem(output.dataset) if output.dataset is not None else ""
+        if wrong:
+            yield Problem(f"{path}.outputs[{index}].dataset", wrong)
+    for field in ("sites", "exclude_sites"):
+        for index, name in enumerate(getattr(stage, field)):
+            if name not in world.sites:
+                yield Problem(f"{path}.{field}[{index}]", unknown("site", name, world.sites))
+    both = sorted(set(stage.sites) & set(stage.exclude_sites))
+    if both:
+        yield Problem(f"{path}.exclude_sites", f"{', '.join(both)} is among the sites too: leave it out of one of them")
     if stage.share not in shares:
-        yield Problem(f"{path}.share", _unknown("share", stage.share, shares))
-
-
-def _unknown(kind: str, name: str, known: Collection[str]) -> str:
-    names = ", ".join(sorted(known)[:10]) or "none yet"
-    return f"there is no {kind} {name!r}; known: {names}"
+        yield Problem(f"{path}.share", unknown("share", stage.share, shares))
 
 
 def _check_cycles(request: WorkflowRequest) -> Iterator[Problem]:
-    parents = {stage.name: stage.input.stage for stage in request.stages if isinstance(stage.input, StageInput)}
+    """Each circle once, in whatever way the stages feed one another."""
+    parents = {stage.name: feeding_stages(stage) for stage in request.stages}
     settled: set[str] = set()
+    told: set[frozenset[str]] = set()
+
+    def walk(name: str, trail: list[str]) -> Iterator[Problem]:
+        if name in trail:
+            circle = trail[trail.index(name) :]
+            if frozenset(circle) not in told:
+                told.add(frozenset(circle))
+                words = " -> ".join([*circle, name])
+                yield Problem("$.stages", f"the stages feed one another in a circle: {words}")
+            return
+        if name in settled or name not in parents:
+            return
+        for parent in parents[name]:
+            if parent != name:
+                yield from walk(parent, [*trail, name])
+        settled.add(name)
+
     for start in parents:
-        trail: list[str] = []
-        name: str | None = start
-        while name is not None and name not in settled:
-            if name in trail:
-                circle = " -> ".join([*trail[trail.index(name) :], name])
-                yield Problem("$.stages", f"the stages feed one another in a circle: {circle}")
-                break
-            trail.append(name)
-            name = parents.get(name)
-        settled.update(trail)
+        yield from walk(start, [])

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, case, insert, or_, select, update
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, case, delete, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
-from server.store.schema import agent_run, lease, liveness
+from common.wire import AgentView
+from server.store.schema import lease, liveness
+from server.store.schema_events import agent_run, agent_switch
+
+NOTE_S = 5.0
+"""How often a runner writes down what its agents did."""
+FORGET_S = 7 * 86400.0
+"""After so long without a run, an agent that this version does not have is forgotten."""
 
 
 def take_lease(connection: Connection, name: str, holder: str, until: float, now: float) -> bool:
@@ -38,11 +49,113 @@ def drop_lease(connection: Connection, name: str, holder: str) -> None:
     connection.execute(update(lease).where(lease.c.name == name, lease.c.holder == holder).values(expires=0.0))
 
 
-def note_run(connection: Connection, name: str, started: float, seconds: float, handled: int, error: str) -> None:
-    """Write down an agent's last run."""
-    values = {"started": started, "seconds": seconds, "handled": handled, "error": error}
-    if not connection.execute(update(agent_run).where(agent_run.c.name == name).values(**values)).rowcount:
-        connection.execute(insert(agent_run).values(name=name, **values))
+@dataclass(frozen=True)
+class RunNote:
+    """What a runner knows of an agent, to be written down."""
+
+    name: str
+    period_s: float
+    holder: str
+    started: float
+    seconds: float
+    handled: int
+    due: float
+    error: str = ""
+    error_time: float | None = None
+    runs: int = 0
+    """Runs since the last note; likewise errors and overruns."""
+    errors: int = 0
+    overruns: int = 0
+
+
+def note_runs(connection: Connection, notes: Sequence[RunNote]) -> None:
+    """Write down what agents did; in the order of their names, so that two runners never wait for each other."""
+    for note in sorted(notes, key=lambda each: each.name):
+        values: dict[str, Any] = {
+            "started": note.started,
+            "seconds": note.seconds,
+            "handled": note.handled,
+            "error": note.error,
+            "period": note.period_s,
+            "holder": note.holder,
+            "due": note.due,
+        }
+        if note.error_time is not None:
+            values["error_time"] = note.error_time
+        sums = {
+            "runs": agent_run.c.runs + note.runs,
+            "errors": agent_run.c.errors + note.errors,
+            "overruns": agent_run.c.overruns + note.overruns,
+        }
+        _upsert(connection, note.name, values, values | sums, note)
+
+
+def _upsert(connection: Connection, name: str, values: dict[str, Any], changes: dict[str, Any], note: RunNote) -> None:
+    dialect_insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    connection.execute(
+        dialect_insert(agent_run)
+        .values(name=name, runs=note.runs, errors=note.errors, overruns=note.overruns, **values)
+        .on_conflict_do_update(index_elements=[agent_run.c.name], set_=changes)
+    )
+
+
+def register(connection: Connection, periods: Mapping[str, float], now: float) -> None:
+    """Make the rows of agents that have none, and forget agents of other versions that are long gone."""
+    dialect_insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    for name, period_s in sorted(periods.items()):
+        values = {"name": name, "started": 0.0, "seconds": 0.0, "handled": 0, "period": period_s, "due": now}
+        connection.execute(dialect_insert(agent_run).values(**values).on_conflict_do_nothing())
+    old = agent_run.c.started < now - FORGET_S
+    connection.execute(delete(agent_run).where(agent_run.c.name.not_in(list(periods)), old))
+
+
+def switched_off(connection: Connection) -> set[str]:
+    """The agents that shall not run."""
+    return set(connection.execute(select(agent_switch.c.name).where(~agent_switch.c.enabled)).scalars())
+
+
+def switch(connection: Connection, name: str, enabled: bool, who: str, now: float) -> bool:
+    """Switch an agent on or off; False if it was so already."""
+    if (name not in switched_off(connection)) == enabled:
+        return False
+    dialect_insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    values = {"enabled": enabled, "changed": now, "changed_by": who}
+    connection.execute(
+        dialect_insert(agent_switch)
+        .values(name=name, **values)
+        .on_conflict_do_update(index_elements=[agent_switch.c.name], set_=values)
+    )
+    return True
+
+
+def views(connection: Connection, now: float) -> list[AgentView]:
+    """All agents, by name."""
+    off = switched_off(connection)
+    found = []
+    for row in connection.execute(select(agent_run).order_by(agent_run.c.name)):
+        enabled = row.name not in off
+        late_s = max(0.0, now - row.due) if enabled and row.due is not None else 0.0
+        found.append(
+            AgentView(
+                name=row.name,
+                enabled=enabled,
+                period_s=row.period,
+                started=row.started or None,
+                seconds=row.seconds,
+                handled=row.handled,
+                due=row.due if enabled else None,
+                overrun=row.seconds > row.period > 0,
+                # Its row is as old as the time between two notes allows, and it may be at work just now.
+                late_s=round(late_s, 1) if late_s > NOTE_S + row.period else 0.0,
+                runs=row.runs,
+                errors=row.errors,
+                overruns=row.overruns,
+                error=row.error,
+                error_time=row.error_time,
+                holder=row.holder,
+            )
+        )
+    return found
 
 
 def seen_up(connection: Connection, gap_s: float, now: float) -> None:

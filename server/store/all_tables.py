@@ -2,7 +2,30 @@
 
 from __future__ import annotations
 
-from server.store import schema
+from server.store import (
+    schema,
+    schema_access,
+    schema_archive,
+    schema_commands,
+    schema_failures,
+    schema_inputs,
+    schema_matching,
+    schema_measurements,
+    schema_outputs,
+    schema_projects,
+)
 from server.store.schema import metadata
 
-__all__ = ["metadata", "schema"]
+__all__ = [
+    "metadata",
+    "schema",
+    "schema_access",
+    "schema_archive",
+    "schema_commands",
+    "schema_failures",
+    "schema_inputs",
+    "schema_matching",
+    "schema_measurements",
+    "schema_outputs",
+    "schema_projects",
+]

@@ -3,40 +3,153 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, func, select, text, update
+from sqlalchemy import Connection, bindparam, func, insert, literal, literal_column, select, text, update
 
+from common.states import JobState
 from server.engine.sizing import ReadyUnit, prefix
-from server.store.claim_terms import DETAIL_COLUMNS, ClaimTerms, TakenUnit, may_run, taken_unit
-from server.store.codes import UNIT_READY, UNIT_RESERVED
-from server.store.schema import job, unit, unit_detail
+from server.store.claim_terms import DETAIL_COLUMNS, MAY_CLAIM, MAY_RUN, ClaimTerms
+from server.store.codes import JOB_CODES, UNIT_READY, UNIT_RESERVED, PilotState
+from server.store.prepared import Prepared
+from server.store.schema import event, job, job_delta, pilot, queue, task, unit, unit_delta, unit_detail
+
+_MAY_RUN = Prepared(
+    select(literal_column("1"))
+    .select_from(task.join(queue, queue.c.name == bindparam("queue")).join(pilot, pilot.c.id == bindparam("pilot_id")))
+    .where(task.c.id == bindparam("task_id"), MAY_RUN)
+    .where(MAY_CLAIM)
+    .where(pilot.c.state == literal_column(str(int(PilotState.ACTIVE))))
+)
+_READY = Prepared(
+    select(unit.c.id, unit.c.seq, unit.c.size_mb, unit.c.events, *DETAIL_COLUMNS)
+    .join(unit_detail, unit_detail.c.unit_id == unit.c.id)
+    .where(unit.c.bucket_id == bindparam("bucket_id"), unit.c.state == literal_column(str(UNIT_READY)))
+    .where(unit.c.seq >= bindparam("floor"))
+    .order_by(unit.c.seq)
+    .limit(bindparam("rows"))
+)
+_USED = Prepared(text("SELECT seq FROM sqlite_sequence WHERE name = 'job'"))
+_NEWEST = Prepared(select(func.max(job.c.id)))
+_MOVE = Prepared(
+    update(unit)
+    .where(unit.c.id == bindparam("unit_id"))
+    .values(state=literal_column(str(UNIT_RESERVED)), job_id=bindparam("new_job"))
+)
+_MAKE = Prepared(
+    insert(job).values(
+        {
+            name: bindparam(name)
+            for name in ("id", "task_id", "bucket_id", "pilot_id", "state", "n_units", "cores", "queue", "site", "host",
+                         "request_id", "ordinal", "claimed")
+        }
+    )
+)  # fmt: skip
+_COUNT = Prepared(insert(unit_delta).values({name: bindparam(name) for name in ("task_id", "bucket_id", "state", "n")}))
+_COUNT_JOB = Prepared(
+    insert(job_delta).values(
+        task_id=bindparam("task_id"),
+        queue=bindparam("queue"),
+        state=literal_column(str(JOB_CODES[JobState.SENT])),
+        n=literal_column("1"),
+        cores=bindparam("cores"),
+    )
+)
+_TELL = Prepared(
+    insert(event).values(
+        time=bindparam("time"),
+        kind=literal_column("'JOB_CLAIMED'"),
+        subject=literal_column("'job'"),
+        subject_id=bindparam("subject_id"),
+        task_id=bindparam("task_id"),
+        job_id=bindparam("job_id"),
+        target=literal_column(f"'{JobState.SENT.value}'"),
+        detail=bindparam("detail"),
+    )
+)
+_GROW = Prepared(
+    update(job).where(job.c.id == bindparam("job_id_")).values(n_units=job.c.n_units + bindparam("n", type_=literal(1).type))
+)
 
 
-def next_job_id(connection: Connection) -> int:
+class _Reserved(NamedTuple):
+    rows: list[tuple[Any, ...]]
+    first: int
+
+
+def _next_job_id(connection: Connection) -> int:
     """The next job id; never one that was used before, also when the newest jobs were archived."""
-    used = connection.execute(text("SELECT seq FROM sqlite_sequence WHERE name = 'job'")).scalar()
-    return max(int(used or 0), int(connection.execute(select(func.max(job.c.id))).scalar() or 0)) + 1
+    used, newest = _USED.run(connection, {}), _NEWEST.run(connection, {})
+    return max(int(used[0][0] or 0) if used else 0, int(newest[0][0] or 0)) + 1
 
 
-def reserve(connection: Connection, terms: ClaimTerms, job_id: int, floor: int) -> Sequence[TakenUnit]:
-    """Take the prefix of the ready units that fits, and reserve it."""
-    if connection.execute(may_run(terms)).first() is None:
-        return []
-    rows = connection.execute(
-        select(unit.c.id, unit.c.seq, unit.c.size_mb)
-        .where(unit.c.bucket_id == terms.bucket_id, unit.c.state == UNIT_READY, unit.c.seq >= floor)
-        .order_by(unit.c.seq)
-        .limit(terms.limit)
+def _reserve(connection: Connection, terms: ClaimTerms, pilot_id: int, floor: int, rows: int) -> _Reserved:
+    """The ready units that make one job."""
+    given = {"queue": terms.queue, "task_id": terms.task_id, "pilot_id": pilot_id, **terms.statuses}
+    if not _MAY_RUN.run(connection, given):
+        return _Reserved([], 0)
+    ready = _READY.run(connection, {"bucket_id": terms.bucket_id, "floor": floor, "rows": rows})
+    rows_by_id = {row[0]: row for row in ready}
+    taken = prefix([ReadyUnit(*row[:4]) for row in ready], terms.bounds)
+    return _Reserved([rows_by_id[each.id] for each in taken], ready[0][1] if ready else 0)
+
+
+def _move(connection: Connection, terms: ClaimTerms, rows: Sequence[tuple[Any, ...]], job_id: int) -> None:
+    _MOVE.many(connection, [{"unit_id": row[0], "new_job": job_id} for row in rows])
+    key = {"task_id": terms.task_id, "bucket_id": terms.bucket_id}
+    _COUNT.many(
+        connection, [{**key, "state": UNIT_READY, "n": -len(rows)}, {**key, "state": UNIT_RESERVED, "n": len(rows)}]
     )
-    ready = [ReadyUnit(row.id, row.seq, row.size_mb) for row in rows]
-    ids = [each.id for each in prefix(ready, terms.limit, terms.min_units, terms.disk_mb)]
-    if not ids:
+
+
+def claim(
+    connection: Connection, terms: ClaimTerms, values: dict[str, Any], detail: str, floor: int, rows: int
+) -> Sequence[tuple[Any, ...]]:
+    """As the one of PostgreSQL; to be called in an immediate transaction."""
+    taken, first = _reserve(connection, terms, values["pilot_id"], floor, rows)
+    if not taken:
         return []
-    connection.execute(update(unit).where(unit.c.id.in_(ids)).values(state=UNIT_RESERVED, job_id=job_id))
-    query = (
-        select(unit.c.id, unit.c.seq, *DETAIL_COLUMNS)
-        .join(unit_detail, unit_detail.c.unit_id == unit.c.id)
-        .where(unit.c.id.in_(ids))
-        .order_by(unit.c.seq)
+    job_id = _next_job_id(connection)
+    _move(connection, terms, taken, job_id)
+    _MAKE.run(
+        connection,
+        {
+            "id": job_id,
+            "task_id": terms.task_id,
+            "bucket_id": terms.bucket_id,
+            "pilot_id": values["pilot_id"],
+            "state": JOB_CODES[JobState.SENT],
+            "n_units": len(taken),
+            "cores": values["cores"],
+            "queue": terms.queue,
+            "site": values["site"],
+            "host": values["host"],
+            "request_id": values["request_id"],
+            "ordinal": values["ordinal"],
+            "claimed": values["now"],
+        },
     )
-    return [taken_unit(row) for row in connection.execute(query)]
+    _COUNT_JOB.run(connection, {"task_id": terms.task_id, "queue": terms.queue, "cores": values["cores"]})
+    _TELL.run(
+        connection,
+        {
+            "time": values["now"],
+            "subject_id": str(job_id),
+            "task_id": terms.task_id,
+            "job_id": job_id,
+            "detail": f'{{"units":{len(taken)}{detail}',
+        },
+    )
+    return [(job_id, first, row[0], row[1], *row[4:]) for row in taken]
+
+
+def claim_more(
+    connection: Connection, terms: ClaimTerms, job_id: int, pilot_id: int, floor: int, rows: int
+) -> Sequence[tuple[Any, ...]]:
+    """As the one of PostgreSQL; to be called in an immediate transaction."""
+    taken, first = _reserve(connection, terms, pilot_id, floor, rows)
+    if not taken:
+        return []
+    _move(connection, terms, taken, job_id)
+    _GROW.run(connection, {"job_id_": job_id, "n": len(taken)})
+    return [(job_id, first, row[0], row[1], *row[4:]) for row in taken]

@@ -6,29 +6,40 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from sqlalchemy import Select, literal, select
+from sqlalchemy import String, bindparam, literal_column, or_
 
-from common.states import CLAIMABLE_TASK_STATES, ResourceState
+from common.states import CLAIMABLE_TASK_STATES
 from common.wire import ReplicaSpec
+from server.engine.sizing import Bounds
+from server.engine.statuses import ALLOWED, takes
 from server.store.schema import queue, task, unit_detail
 
 
-@dataclass(frozen=True)
-class ClaimTerms:
-    """What may be taken: from which bucket, for which queue, how many, how large.
+def _statuses(probe: bool) -> dict[str, str]:
+    allowed = [status.value for status in ALLOWED if takes(status, probe)]
+    return {"status": allowed[0], "other_status": allowed[-1]}
 
-    ``disk_mb`` bounds the sum of the units' sizes (None: no bound); fewer than ``min_units`` ready means none.
-    """
+
+_JOBS, _PROBES = _statuses(False), _statuses(True)
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimTerms:
+    """What may be taken: from which bucket, for which queue, how much; of a task that is a ``probe`` or not."""
 
     bucket_id: int
     task_id: int
     queue: str
-    limit: int
-    min_units: int = 1
-    disk_mb: int | None = None
+    bounds: Bounds
+    probe: bool = False
+
+    @property
+    def statuses(self) -> dict[str, str]:
+        """The statuses of the queue in which this may be claimed, as :data:`MAY_CLAIM` asks for them."""
+        return _PROBES if self.probe else _JOBS
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TakenUnit:
     """A unit that a job has reserved, with what the pilot needs to know of it."""
 
@@ -41,6 +52,7 @@ class TakenUnit:
     counter: int | None
     attributes: dict[str, Any]
     replicas: list[ReplicaSpec]
+    first_event: int | None = None
 
 
 DETAIL_COLUMNS = (
@@ -52,21 +64,24 @@ DETAIL_COLUMNS = (
     unit_detail.c.attributes,
     unit_detail.c.replicas,
     unit_detail.c.bad_storages,
+    unit_detail.c.first_event,
 )
 
 
 def taken_unit(row: Any) -> TakenUnit:
-    """From a row with ``id``, ``seq`` and :data:`DETAIL_COLUMNS`."""
+    """From a row of job id, first seq looked at, unit id, seq and :data:`DETAIL_COLUMNS`."""
+    _, _, unit_id, seq, did, size, events, checksum, counter, attributes, replicas, bad_storages, first_event = row
     return TakenUnit(
-        id=row.id,
-        seq=row.seq,
-        did=row.did,
-        size=row.size,
-        events=row.events,
-        checksum=row.checksum,
-        counter=row.counter,
-        attributes=msgspec.json.decode(row.attributes) if row.attributes else {},
-        replicas=usable_replicas(row.replicas, row.bad_storages),
+        unit_id,
+        seq,
+        did,
+        size,
+        events,
+        checksum,
+        counter,
+        msgspec.json.decode(attributes) if attributes else {},
+        usable_replicas(replicas, bad_storages),
+        first_event,
     )
 
 
@@ -75,15 +90,15 @@ def usable_replicas(replicas: str | None, bad_storages: str | None) -> list[Repl
     if not replicas:
         return []
     bad = set(bad_storages.split(",")) if bad_storages else set()
-    return [each for each in msgspec.json.decode(replicas, type=list[ReplicaSpec]) if each.storage not in bad]
+    return [each for each in _REPLICAS.decode(replicas) if each.storage not in bad]
 
 
-def may_run(terms: ClaimTerms) -> Select[Any]:
-    """One row if the task and the queue may run now: rechecked in the claim itself, so that a pause is a pause."""
-    return (
-        select(literal(1))
-        .select_from(task.join(queue, queue.c.name == terms.queue))
-        .where(task.c.id == terms.task_id)
-        .where(task.c.state.in_([state.value for state in CLAIMABLE_TASK_STATES]))
-        .where(queue.c.status == ResourceState.ONLINE.value)
-    )
+_REPLICAS = msgspec.json.Decoder(list[ReplicaSpec])
+
+
+MAY_RUN = task.c.state.in_([literal_column(f"'{state.value}'") for state in sorted(CLAIMABLE_TASK_STATES)])
+"""Rechecked in the claim itself, so that a pause is a pause."""
+MAY_CLAIM = or_(
+    queue.c.status == bindparam("status", type_=String), queue.c.status == bindparam("other_status", type_=String)
+)
+"""Likewise of the queue: see :attr:`ClaimTerms.statuses`."""

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, bindparam, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from common.states import JobState, UnitState
-from server.store import claim_postgres, claim_sqlite, events, units
-from server.store.claim_terms import ClaimTerms, TakenUnit
-from server.store.codes import JOB_CODES
+from server.engine.sizing import rows_to_look_at
+from server.store import claim_postgres, claim_sqlite
+from server.store.claim_terms import ClaimTerms, TakenUnit, taken_unit
+from server.store.prepared import Prepared
 from server.store.schema import job, replay
 
 __all__ = [
@@ -27,18 +27,19 @@ __all__ = [
     "claim_more",
     "remember",
     "replayed",
-    "take",
+    "request_of",
 ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Claimant:
-    """The pilot that claims, and where it sits."""
+    """The pilot that claims, and where it sits; ``told`` ends the JSON of the event's detail."""
 
     pilot_id: int
     queue: str
     site: str
     host: str
+    told: str
 
 
 @dataclass(frozen=True)
@@ -74,68 +75,91 @@ class Floors:
 
     def reset(self, bucket_id: int) -> None:
         """Look from the beginning again."""
+        self.reset_all([bucket_id])
+
+    def reset_all(self, bucket_ids: Iterable[int]) -> None:
+        """The same for several buckets."""
         with self._mutex:
-            self._seq.pop(bucket_id, None)
-
-
-def take(connection: Connection, terms: ClaimTerms, job_id: int, floors: Floors) -> Sequence[TakenUnit]:
-    """Reserve units for a job; none when the bucket has none now, or its task or queue may not run."""
-    reserve = claim_sqlite.reserve if connection.dialect.name == "sqlite" else claim_postgres.reserve
-    floor = floors.get(terms.bucket_id)
-    taken = reserve(connection, terms, job_id, floor)
-    if not taken and floor:
-        floors.reset(terms.bucket_id)
-        taken = reserve(connection, terms, job_id, 0)
-    if taken:
-        floors.advance(terms.bucket_id, taken[0].seq)
-    return taken
+            for bucket_id in bucket_ids:
+                self._seq.pop(bucket_id, None)
 
 
 def claim_job(
-    connection: Connection, terms: ClaimTerms, claimant: Claimant, cores: int, floors: Floors, now: float
+    connection: Connection,
+    terms: ClaimTerms,
+    claimant: Claimant,
+    request: tuple[str, int],
+    cores: int,
+    floors: Floors,
+    now: float,
 ) -> ClaimedJob | None:
-    """Claim units and make their job. No unit, no job."""
-    job_id = _next_job_id(connection)
-    taken = take(connection, terms, job_id, floors)
-    if not taken:
-        return None
-    connection.execute(
-        insert(job).values(
-            id=job_id,
-            task_id=terms.task_id,
-            bucket_id=terms.bucket_id,
-            pilot_id=claimant.pilot_id,
-            state=JOB_CODES[JobState.SENT],
-            n_units=len(taken),
-            cores=cores,
-            queue=claimant.queue,
-            site=claimant.site,
-            host=claimant.host,
-            claimed=now,
-            heartbeat=now,
-        )
+    """Claim units and make their job. No unit, no job.
+
+    ``request`` is the claimant's request id and the job's place in its answer. On PostgreSQL this is one statement; on
+    SQLite it must be called in an immediate transaction.
+
+    Raises:
+        IntegrityError: this request got this job already.
+    """
+    values = {
+        "pilot_id": claimant.pilot_id,
+        "site": claimant.site,
+        "host": claimant.host,
+        "request_id": request[0],
+        "ordinal": request[1],
+        "cores": cores,
+        "now": now,
+    }
+    rows = _walk(
+        floors,
+        terms,
+        lambda floor, rows: _module(connection).claim(connection, terms, values, claimant.told, floor, rows),
     )
-    _count(connection, terms, len(taken))
-    detail = {"units": len(taken), "queue": claimant.queue, "pilot": claimant.pilot_id, "host": claimant.host}
-    events.add(
-        connection,
-        events.Event(
-            now, "JOB_CLAIMED", "job", job_id, terms.task_id, job_id, target=JobState.SENT, detail=detail
-        ),
-    )  # fmt: skip
-    return ClaimedJob(job_id, terms.task_id, terms.bucket_id, taken)
+    if not rows:
+        return None
+    return ClaimedJob(rows[0][0], terms.task_id, terms.bucket_id, [taken_unit(row) for row in rows])
 
 
 def claim_more(
-    connection: Connection, terms: ClaimTerms, job_id: int, floors: Floors, request_id: str, now: float
+    connection: Connection, terms: ClaimTerms, holder: tuple[int, int], floors: Floors, request_id: str, now: float
 ) -> Sequence[TakenUnit]:
-    """Claim further units for a job that the transaction already holds (the get-file call)."""
-    taken = take(connection, terms, job_id, floors)
+    """Claim further units for a job (the get-file call); ``holder`` is the job, held by the transaction, and its pilot."""
+    rows = _walk(
+        floors, terms, lambda floor, rows: _module(connection).claim_more(connection, terms, *holder, floor, rows)
+    )
+    taken = [taken_unit(row) for row in rows]
     if taken:
-        connection.execute(update(job).where(job.c.id == job_id).values(n_units=job.c.n_units + len(taken)))
-        _count(connection, terms, len(taken))
-        remember(connection, f"job:{job_id}", request_id, [each.id for each in taken], now)
+        remember(connection, f"job:{holder[0]}", request_id, [each.id for each in taken], now)
     return taken
+
+
+def _module(connection: Connection) -> Any:
+    return claim_sqlite if connection.dialect.name == "sqlite" else claim_postgres
+
+
+def _walk(floors: Floors, terms: ClaimTerms, reserve: Callable[[int, int], Sequence[Any]]) -> Sequence[Any]:
+    floor, bounds = floors.get(terms.bucket_id), terms.bounds
+    rows = reserve(floor, rows_to_look_at(bounds))
+    if not rows and (floor or bounds.disk_mb is not None or bounds.max_events is not None):
+        # The floor was a hint only, and the first units may have been too large for this slot.
+        floors.reset(terms.bucket_id)
+        rows = reserve(0, rows_to_look_at(bounds, again=True))
+    if rows:
+        floors.advance(terms.bucket_id, rows[0][1])
+    return rows
+
+
+def request_of(connection: Connection, pilot_id: int, request_id: str) -> list[int]:
+    """The ids of the jobs that this request of a pilot got, if it was made before."""
+    found = _REQUEST.run(connection, {"pilot_id": pilot_id, "request_id": request_id})
+    return [row[0] for row in found]
+
+
+_REQUEST = Prepared(
+    select(job.c.id)
+    .where(job.c.pilot_id == bindparam("pilot_id"), job.c.request_id == bindparam("request_id"))
+    .order_by(job.c.ordinal)
+)
 
 
 def replayed(connection: Connection, holder: str, request_id: str) -> list[int]:
@@ -155,14 +179,3 @@ def remember(connection: Connection, holder: str, request_id: str, ids: list[int
     values = {"holder": holder, "request_id": request_id, "ids": msgspec.json.encode(ids).decode(), "time": now}
     statement = dialect_insert(replay).values(**values).on_conflict_do_nothing().returning(replay.c.holder)
     return connection.execute(statement).first() is not None
-
-
-def _next_job_id(connection: Connection) -> int:
-    if connection.dialect.name == "sqlite":
-        return claim_sqlite.next_job_id(connection)
-    return claim_postgres.next_job_id(connection)
-
-
-def _count(connection: Connection, terms: ClaimTerms, taken: int) -> None:
-    key = terms.task_id, terms.bucket_id
-    units.add_deltas(connection, Counter({(*key, UnitState.READY): -taken, (*key, UnitState.RESERVED): taken}))

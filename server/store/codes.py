@@ -53,6 +53,10 @@ class OutputState(IntEnum):
     """Its job ended without confirming it: to be swept."""
     REMOVED = 3
     """Swept."""
+    RETIRED = 8
+    """Confirmed once; its units were restarted since. It stays on its storage and is visible no more."""
+    UPLOADED = 4
+    """Its job is confirmed; it becomes visible when the catalogue knows it."""
 
 
 class PilotState(IntEnum):

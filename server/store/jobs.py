@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, RowMapping, bindparam, func, select, update
+from sqlalchemy import BigInteger, Connection, Table, bindparam, func, select, update
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.sql.elements import ColumnElement
 
-from common.states import FINAL_JOB_STATES, JobState, TaskState, sources
-from common.wire import FinishReply, JobView, Metrics, OutputRole, Shape
-from server.store.codes import FIRST_FINAL_JOB_CODE, JOB_CODES, JOB_STATES, OutputState, PilotState
-from server.store.schema import job, output, pilot, task, worker
+from common.states import FINAL_JOB_STATES, JobState, TaskState, targets
+from common.wire import FinishReply, HeartbeatRequest, JobView, Metrics, OutputRole
+from server.store import accounting, job_counts
+from server.store.access import Sight
+from server.store.codes import JOB_CODES, JOB_STATES, OutputState, PilotState
+from server.store.job_counts import Move
+from server.store.prepared import Prepared
+from server.store.schema import job, output, pilot, pilot_beat, pilot_report, task
+from server.store.schema_archive import job_archive
+
+ALIVE = job.c.ended.is_(None)
+"""A live job: the condition of the partial index."""
 
 
 @dataclass(frozen=True)
@@ -27,16 +36,18 @@ class JobRow:
     state: JobState
     site: str
     queue: str
-    heartbeat: float
+    cores: int
+    claimed: float
     error_code: int | None
     kill_reason: str | None
     digest: str | None
     reply: FinishReply | None
+    confirmed: float | None
 
 
 def get(connection: Connection, job_id: int) -> JobRow | None:
     """A job by its id."""
-    row = connection.execute(select(job).where(job.c.id == job_id)).mappings().first()
+    row = connection.execute(select(job).where(job.c.id == job_id)).first()
     return None if row is None else _row(row)
 
 
@@ -45,100 +56,138 @@ def hold(connection: Connection, job_id: int, pilot_id: int) -> JobRow | None:
 
     Everybody takes the job's row first, then its units: reaper, kill and confirm alike.
     """
-    query = (
-        select(job)
-        .where(job.c.id == job_id, job.c.pilot_id == pilot_id, job.c.state < FIRST_FINAL_JOB_CODE)
-        .with_for_update()
+    found = _HOLD.run(connection, {"of_job": job_id, "of_pilot": pilot_id})
+    return _row(found[0]) if found else None
+
+
+_HOLD = Prepared(
+    select(job)
+    .where(
+        job.c.id == bindparam("of_job", type_=BigInteger),
+        job.c.pilot_id == bindparam("of_pilot", type_=BigInteger),
+        ALIVE,
     )
-    row = connection.execute(query).mappings().first()
-    return None if row is None else _row(row)
-
-
-def hold_silent(connection: Connection, job_id: int, before: float) -> JobRow | None:
-    """Lock a live job that was not heard of since ``before``."""
-    query = (
-        select(job)
-        .where(job.c.id == job_id, job.c.heartbeat < before, job.c.state < FIRST_FINAL_JOB_CODE)
-        .with_for_update()
-    )
-    row = connection.execute(query).mappings().first()
-    return None if row is None else _row(row)
-
-
-def _row(row: RowMapping) -> JobRow:
-    return JobRow(
-        id=row["id"],
-        task_id=row["task_id"],
-        bucket_id=row["bucket_id"],
-        pilot_id=row["pilot_id"],
-        state=JOB_STATES[row["state"]],
-        site=row["site"],
-        queue=row["queue"],
-        heartbeat=row["heartbeat"],
-        error_code=row["error_code"],
-        kill_reason=row["kill_reason"],
-        digest=row["digest"],
-        reply=msgspec.json.decode(row["reply"], type=FinishReply) if row["reply"] else None,
-    )
-
-
-def of_pilot(connection: Connection, pilot_id: int, job_ids: Sequence[int]) -> dict[int, JobRow]:
-    """Those of the jobs that belong to the pilot."""
-    rows = connection.execute(select(job).where(job.c.id.in_(job_ids), job.c.pilot_id == pilot_id)).mappings()
-    return {row["id"]: _row(row) for row in rows}
-
-
-def alive_of_pilot(connection: Connection, pilot_id: int) -> list[int]:
-    """Ids of the pilot's live jobs."""
-    query = select(job.c.id).where(job.c.pilot_id == pilot_id, job.c.state < FIRST_FINAL_JOB_CODE).order_by(job.c.id)
-    return [row.id for row in connection.execute(query)]
-
-
-def unlisted(connection: Connection, pilot_id: int, listed: Collection[int], before: float) -> list[int]:
-    """Live jobs of a pilot, claimed before a moment, that it does not list."""
-    query = select(job.c.id).where(
-        job.c.pilot_id == pilot_id, job.c.state < FIRST_FINAL_JOB_CODE, job.c.claimed < before
-    )
-    return sorted({row.id for row in connection.execute(query)} - set(listed))
-
-
-def beat(connection: Connection, job_ids: Sequence[int], now: float) -> None:
-    """Jobs were heard of."""
-    if job_ids:
-        connection.execute(
-            update(job).where(job.c.id.in_(job_ids), job.c.state < FIRST_FINAL_JOB_CODE).values(heartbeat=now)
-        )
-
-
-_PROGRESS = (
-    update(job)
-    .where(job.c.id == bindparam("b_id"), job.c.state < FIRST_FINAL_JOB_CODE)
-    .values(
-        heartbeat=bindparam("b_now"),
-        metrics=func.coalesce(bindparam("b_metrics"), job.c.metrics),
-    )
+    .with_for_update()
 )
 
 
-def progress(connection: Connection, reports: Sequence[tuple[int, Metrics | None]], now: float) -> None:
-    """Jobs were heard of, with what they measured."""
-    if reports:
-        connection.execute(
-            _PROGRESS, [{"b_id": job_id, "b_now": now, "b_metrics": _encoded(found)} for job_id, found in reports]
+def hold_any(connection: Connection, job_id: int) -> JobRow | None:
+    """Lock a live job, whoever's it is. One that is confirmed and waits for its registration is not its pilot's any more."""
+    query = select(job).where(job.c.id == job_id, ALIVE, job.c.confirmed.is_(None)).with_for_update()
+    row = connection.execute(query).first()
+    return None if row is None else _row(row)
+
+
+def hold_confirmed(connection: Connection, job_ids: Sequence[int]) -> list[JobRow]:
+    """Lock those of the jobs that are confirmed and wait for the registration of their outputs."""
+    query = select(job).where(job.c.id.in_(job_ids), ALIVE, job.c.confirmed.is_not(None)).order_by(job.c.id)
+    return [_row(row) for row in connection.execute(query.with_for_update())]
+
+
+def _row(row: Any) -> JobRow:
+    return JobRow(
+        id=row.id,
+        task_id=row.task_id,
+        bucket_id=row.bucket_id,
+        pilot_id=row.pilot_id,
+        state=JOB_STATES[row.state],
+        site=row.site,
+        queue=row.queue,
+        cores=row.cores,
+        claimed=row.claimed,
+        error_code=row.error_code,
+        kill_reason=row.kill_reason,
+        digest=row.digest,
+        reply=_REPLY.decode(row.reply) if row.reply else None,
+        confirmed=row.confirmed,
+    )
+
+
+_REPLY = msgspec.json.Decoder(FinishReply)
+
+
+def states_of(connection: Connection, pilot_id: int, job_ids: Sequence[int]) -> dict[int, JobState]:
+    """The states of those of the jobs that belong to the pilot."""
+    query = select(job.c.id, job.c.state).where(job.c.id.in_(job_ids), job.c.pilot_id == pilot_id)
+    return {row.id: JOB_STATES[row.state] for row in connection.execute(query)}
+
+
+def alive_of_pilot(connection: Connection, pilot_id: int) -> list[int]:
+    """Ids of the pilot's live jobs, but those that it has confirmed."""
+    query = select(job.c.id).where(job.c.pilot_id == pilot_id, ALIVE, job.c.confirmed.is_(None)).order_by(job.c.id)
+    return [row.id for row in connection.execute(query)]
+
+
+@dataclass(frozen=True, slots=True)
+class HeldJob:
+    """A live job of a pilot, as a heartbeat needs it."""
+
+    id: int
+    task_id: int
+    state: JobState
+    queue: str
+    cores: int
+    claimed: float
+    kill_reason: str | None
+
+
+@dataclass(slots=True)
+class PilotAndJobs:
+    """A pilot's state and queue, and its live jobs by id, but those that it has confirmed."""
+
+    state: PilotState
+    queue: str
+    jobs: dict[int, HeldJob]
+
+
+def held_by(connection: Connection, pilot_ids: Sequence[int]) -> dict[int, PilotAndJobs]:
+    """For each of the pilots that are known, what it holds."""
+    rows: Any
+    if connection.dialect.name == "sqlite":
+        rows = _HELD_SQLITE.run(connection, {"ids": msgspec.json.encode(list(pilot_ids)).decode()})
+    else:
+        rows = _HELD.run(connection, {"ids": list(pilot_ids)})
+    found: dict[int, PilotAndJobs] = {}
+    for pilot_id, pilot_state, queue, job_id, task_id, state, cores, claimed, kill_reason in rows:
+        held = found.get(pilot_id)
+        if held is None:
+            held = found[pilot_id] = PilotAndJobs(PilotState(pilot_state), queue, {})
+        if job_id is not None:
+            held.jobs[job_id] = HeldJob(job_id, task_id, JOB_STATES[state], queue, cores, claimed, kill_reason)
+    return found
+
+
+def _held(which: ColumnElement[bool]) -> Prepared:
+    return Prepared(
+        select(
+            pilot.c.id, pilot.c.state, pilot.c.queue, job.c.id, job.c.task_id, job.c.state, job.c.cores, job.c.claimed,
+            job.c.kill_reason,
         )
+        .select_from(pilot.outerjoin(job, (job.c.pilot_id == pilot.c.id) & ALIVE & job.c.confirmed.is_(None)))
+        .where(which)
+    )  # fmt: skip
+
+
+_HELD = _held(pilot.c.id == func.any(bindparam("ids", type_=postgresql.ARRAY(BigInteger))))
+_HELD_SQLITE = _held(pilot.c.id.in_(select(func.json_each(bindparam("ids")).table_valued("value").c.value)))
 
 
 def _encoded(message: msgspec.Struct | None) -> str | None:
     return None if message is None else msgspec.json.encode(message).decode()
 
 
-def advance(connection: Connection, job_id: int, target: JobState, now: float) -> bool:
+def advance(connection: Connection, held: HeldJob, target: JobState, now: float) -> bool:
     """Move a live job on; False if its state may not go there (an old report that came late, say)."""
-    codes = [JOB_CODES[state] for state in sources(target)]
+    if target not in targets(held.state):
+        return False
     values: dict[str, Any] = {"state": JOB_CODES[target]}
     if target in (JobState.STARTING, JobState.RUNNING):
         values["started"] = func.coalesce(job.c.started, now)
-    result = connection.execute(update(job).where(job.c.id == job_id, job.c.state.in_(codes)).values(**values))
+    result = connection.execute(
+        update(job).where(job.c.id == held.id, job.c.state == JOB_CODES[held.state]).values(**values)
+    )
+    if result.rowcount:
+        job_counts.add(connection, Move(held.task_id, held.queue, held.cores, held.state, target))
     return bool(result.rowcount)
 
 
@@ -156,30 +205,45 @@ class JobEnd:
     reply: FinishReply | None = None
 
 
-def finish(connection: Connection, job_id: int, end: JobEnd, now: float) -> None:
-    """Put a held job into a final state."""
+def finish(connection: Connection, held: JobRow, end: JobEnd, now: float) -> None:
+    """Put a job that the transaction holds into a final state."""
     if end.state not in FINAL_JOB_STATES:
         raise AssertionError(f"{end.state} is not final")
-    values: dict[str, Any] = {
-        "state": JOB_CODES[end.state],
-        "ended": now,
-        "error_code": end.error_code,
-        "error_detail": end.error_detail,
-        "exit_code": end.exit_code,
-        "log_tail": end.log_tail,
-        "digest": end.digest,
-        "reply": _encoded(end.reply),
-    }
-    if end.metrics is not None:
-        values["metrics"] = _encoded(end.metrics)
-    connection.execute(update(job).where(job.c.id == job_id).values(**values))
+    _FINISH.run(
+        connection,
+        {
+            "job_id": held.id,
+            "state": JOB_CODES[end.state],
+            "ended": now,
+            "error_code": end.error_code,
+            "error_detail": end.error_detail,
+            "exit_code": end.exit_code,
+            "log_tail": end.log_tail,
+            "digest": end.digest,
+            "reply": _encoded(end.reply),
+            "metrics": _encoded(end.metrics),
+        },
+    )
+    job_counts.add(connection, Move(held.task_id, held.queue, held.cores, held.state, end.state))
+    accounting.note_ended(connection, [held.id])
+
+
+_ENDING = ("state", "ended", "error_code", "error_detail", "exit_code", "log_tail", "digest", "reply")
+_FINISH = Prepared(
+    update(job)
+    .where(job.c.id == bindparam("job_id", type_=BigInteger))
+    .values(
+        {name: bindparam(name, type_=job.c[name].type) for name in _ENDING}
+        | {"metrics": func.coalesce(bindparam("metrics", type_=job.c.metrics.type), job.c.metrics)}
+    )
+)
 
 
 def ask_kill(connection: Connection, task_id: int, reason: str) -> int:
     """Ask the pilots of a task's live jobs to kill them; how many."""
     result = connection.execute(
         update(job)
-        .where(job.c.task_id == task_id, job.c.state < FIRST_FINAL_JOB_CODE, job.c.kill_reason.is_(None))
+        .where(job.c.task_id == task_id, ALIVE, job.c.kill_reason.is_(None))
         .values(kill_reason=reason)
     )
     return int(result.rowcount)
@@ -190,7 +254,7 @@ def ask_kill_of_dead_tasks(connection: Connection, reason: str) -> int:
     dead = select(task.c.id).where(task.c.state == TaskState.ABORTED.value)
     result = connection.execute(
         update(job)
-        .where(job.c.task_id.in_(dead), job.c.state < FIRST_FINAL_JOB_CODE, job.c.kill_reason.is_(None))
+        .where(job.c.task_id.in_(dead), ALIVE, job.c.kill_reason.is_(None))
         .values(kill_reason=reason)
     )
     return int(result.rowcount)
@@ -201,92 +265,54 @@ def any_of_task(connection: Connection, task_id: int) -> bool:
     return connection.execute(select(job.c.id).where(job.c.task_id == task_id).limit(1)).first() is not None
 
 
-def clamp_future(connection: Connection, now: float) -> None:
-    """After the clock was set back: nobody was heard of in the future."""
-    connection.execute(
-        update(job).where(job.c.state < FIRST_FINAL_JOB_CODE, job.c.heartbeat > now).values(heartbeat=now)
-    )
-    connection.execute(
-        update(pilot).where(pilot.c.state == PilotState.ACTIVE, pilot.c.heartbeat > now).values(heartbeat=now)
-    )
-
-
-def silent(connection: Connection, before: float, limit: int) -> list[int]:
-    """Live jobs that were not heard of since ``before``."""
-    query = (
-        select(job.c.id)
-        .where(job.c.state < FIRST_FINAL_JOB_CODE, job.c.heartbeat < before)
-        .order_by(job.c.id)
-        .limit(limit)
-    )
-    return [row.id for row in connection.execute(query)]
-
-
-def running_by_share(connection: Connection) -> dict[str, float]:
-    """Cores in use, by share."""
-    query = (
-        select(task.c.share, func.sum(job.c.cores).label("cores"))
-        .join(task, task.c.id == job.c.task_id)
-        .where(job.c.state < FIRST_FINAL_JOB_CODE)
-        .group_by(task.c.share)
-    )
-    return {row.share: float(row.cores) for row in connection.execute(query)}
-
-
-def busy_pilots(connection: Connection, queue: str) -> list[tuple[Shape, int]]:
-    """Pilots of a queue that hold jobs, counted by the shape of their worker."""
-    query = (
-        select(worker.c.shape, func.count(job.c.pilot_id.distinct()).label("n"))
-        .join(pilot, pilot.c.id == job.c.pilot_id)
-        .join(worker, worker.c.mark == pilot.c.worker)
-        .where(job.c.state < FIRST_FINAL_JOB_CODE, job.c.queue == queue)
-        .group_by(worker.c.shape)
-    )
-    return [(msgspec.json.decode(row.shape, type=Shape), int(row.n)) for row in connection.execute(query)]
-
-
-def counts(connection: Connection, task_ids: Sequence[int]) -> dict[int, dict[JobState, int]]:
-    """How many jobs of each task are in each state."""
-    query = (
-        select(job.c.task_id, job.c.state, func.count().label("n"))
-        .where(job.c.task_id.in_(task_ids))
-        .group_by(job.c.task_id, job.c.state)
-    )
-    result: dict[int, dict[JobState, int]] = {task_id: {} for task_id in task_ids}
-    for row in connection.execute(query):
-        result[row.task_id][JOB_STATES[row.state]] = int(row.n)
-    return result
-
-
 def page(
-    connection: Connection, *, task_id: int | None, states: Iterable[JobState], after: int, limit: int
+    connection: Connection,
+    *,
+    task_id: int | None,
+    states: Iterable[JobState],
+    after: int,
+    limit: int,
+    sight: Sight | None = None,
 ) -> Sequence[JobView]:
-    """Jobs as people see them, by id."""
-    where: list[ColumnElement[bool]] = [job.c.id > after]
-    if task_id is not None:
-        where.append(job.c.task_id == task_id)
+    """Jobs as people see them, by id, those in ``sight`` only; archived ones too."""
     codes = [JOB_CODES[state] for state in states]
-    if codes:
-        where.append(job.c.state.in_(codes))
-    return _views(connection, where, limit)
+    found: list[JobView] = []
+    for table in (job_archive, job):
+        where: list[ColumnElement[bool]] = [table.c.id > after]
+        if task_id is not None:
+            where.append(table.c.task_id == task_id)
+        if codes:
+            where.append(table.c.state.in_(codes))
+        if sight is not None:
+            where.append(table.c.task_id.in_(sight.tasks()))
+        found += _views(connection, table, where, limit)
+    return sorted(found, key=lambda each: each.id)[:limit]
 
 
 def view(connection: Connection, job_id: int) -> JobView | None:
-    """One job as people see it."""
-    found = _views(connection, [job.c.id == job_id], 1)
-    return found[0] if found else None
+    """One job as people see it, from the archive if it was put there."""
+    for table in (job, job_archive):
+        found = _views(connection, table, [table.c.id == job_id], 1)
+        if found:
+            return found[0]
+    return None
 
 
-def _views(connection: Connection, where: list[ColumnElement[bool]], limit: int) -> Sequence[JobView]:
+def _views(
+    connection: Connection, table: Table, where: list[ColumnElement[bool]], limit: int
+) -> Sequence[JobView]:
     log = output.alias("log")
+    alive = table.c.ended.is_(None)
     query = (
-        select(job, log.c.did.label("log_did"))
+        select(table, log.c.did.label("log_did"), pilot_beat.c.time.label("heartbeat"), pilot_report.c.report)
+        .outerjoin(pilot_beat, (pilot_beat.c.pilot_id == table.c.pilot_id) & alive)
+        .outerjoin(pilot_report, (pilot_report.c.pilot_id == table.c.pilot_id) & alive)
         .outerjoin(
             log,
-            (log.c.job_id == job.c.id) & (log.c.role == OutputRole.LOG.value) & (log.c.state == OutputState.CONFIRMED),
+            (log.c.job_id == table.c.id) & (log.c.role == OutputRole.LOG.value) & (log.c.state == OutputState.CONFIRMED),
         )
         .where(*where)
-        .order_by(job.c.id)
+        .order_by(table.c.id)
         .limit(limit)
     )
     return [
@@ -301,13 +327,25 @@ def _views(connection: Connection, where: list[ColumnElement[bool]], limit: int)
             claimed=row["claimed"],
             started=row["started"],
             ended=row["ended"],
-            heartbeat=row["heartbeat"],
+            heartbeat=row["heartbeat"] or row["claimed"],
             exit_code=row["exit_code"],
             error_code=row["error_code"],
             error_detail=row["error_detail"] or "",
-            metrics=msgspec.json.decode(row["metrics"]) if row["metrics"] else {},
+            metrics=_metrics(row["metrics"], row["report"], row["id"]),
             log_did=row["log_did"],
             log_tail=row["log_tail"] or "",
         )
         for row in connection.execute(query).mappings()
     ]
+
+
+def _metrics(final: str | None, report: str | None, job_id: int) -> dict[str, Any]:
+    """What was measured: said at the end, else in the pilot's last report."""
+    if final:
+        found: dict[str, Any] = msgspec.json.decode(final)
+        return found
+    if report:
+        for each in msgspec.json.decode(report, type=HeartbeatRequest).jobs:
+            if each.job_id == job_id and each.metrics is not None:
+                return msgspec.to_builtins(each.metrics)  # type: ignore[no-any-return]
+    return {}

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, event, text
 
+from server.store import triggers
 from server.store.database import Database
 
 _LOCK = 7_046_029_254_386
@@ -27,7 +31,7 @@ def upgrade(database: Database) -> bool:
         NewerDatabase: the database knows a migration that we don't.
         DatabaseUnavailable: it cannot be reached.
     """
-    with database.write() as connection:
+    with _tables_made_anew(database), database.write() as connection:
         if not database.is_sqlite:
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
         config = configuration(connection)
@@ -40,7 +44,37 @@ def upgrade(database: Database) -> bool:
                 f"the database is at migration {current}, which this version does not know: upgrade Pilotage"
             )
         command.upgrade(config, "head")
+        if database.is_sqlite:
+            _check_foreign_keys(connection)
+        triggers.create(connection)
         return True
+
+
+@contextmanager
+def _tables_made_anew(database: Database) -> Iterator[None]:
+    """SQLite changes a table by making it anew and dropping the old one, which rows that refer to it would forbid.
+
+    Foreign keys can be switched off outside of a transaction only, so for each connection as it is taken.
+    """
+    if not database.is_sqlite:
+        yield
+        return
+
+    def switch_off(connection: Any, *_: Any) -> None:
+        connection.execute("PRAGMA foreign_keys=OFF")
+
+    event.listen(database.engine, "checkout", switch_off)
+    try:
+        yield
+    finally:
+        event.remove(database.engine, "checkout", switch_off)
+        database.engine.dispose()  # those that come after are made anew, and have them on
+
+
+def _check_foreign_keys(connection: Connection) -> None:
+    broken = connection.execute(text("PRAGMA foreign_key_check")).first()
+    if broken is not None:
+        raise AssertionError(f"after the migrations a row of {broken[0]} refers to no row of {broken[2]}")
 
 
 def configuration(connection: Connection) -> Config:

@@ -1,22 +1,49 @@
-"""Outputs: recorded, confirmed, or abandoned and swept."""
+"""Outputs: recorded, uploaded, confirmed, or abandoned and swept."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, func, insert, or_, select, update
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Connection,
+    Double,
+    Select,
+    SmallInteger,
+    String,
+    Text,
+    and_,
+    bindparam,
+    case,
+    cast,
+    column,
+    func,
+    literal_column,
+    null,
+    or_,
+    select,
+    true,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
 
-from common.wire import OutputRecord, OutputView
+from common.wire import OutputRecord, OutputRole, OutputView, Registration
 from server.engine.world import World
-from server.store.codes import FIRST_FINAL_JOB_CODE, OutputState
-from server.store.schema import job, output
+from server.store.codes import OutputState
+from server.store.prepared import Prepared
+from server.store.schema import output
+
+REGISTRATION_CODES = {Registration.NONE: 0, Registration.PILOT: 1, Registration.SERVER: 2}
+REGISTRATIONS = {code: mode for mode, code in REGISTRATION_CODES.items()}
 
 
 @dataclass(frozen=True)
 class OutputRow:
-    """A recorded output."""
+    """A recorded output. ``pattern`` is its number among its task's patterns, from 1 on; None for a log."""
 
     id: int
     job_id: int
@@ -29,80 +56,205 @@ class OutputRow:
     size: int
     checksum: str
     events: int | None
+    attributes: Mapping[str, Any]
+    state: OutputState
+    pattern: int | None
+
+
+@dataclass(frozen=True)
+class NewOutput:
+    """A file that is about to be uploaded, and the place that was chosen for it."""
+
+    file: OutputRecord
+    did: str
+    storage: str
+    path: str
+    pattern: int | None = None
+    registration: Registration = Registration.NONE
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a recorded output goes."""
+
+    did: str
+    storage: str
+    path: str
+    registration: Registration
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What became of an output when its job was confirmed."""
+
+    did: str
     state: OutputState
 
 
-def of_job(connection: Connection, job_id: int) -> list[OutputRow]:
-    """All outputs that a job recorded."""
-    return _rows(connection, select(output).where(output.c.job_id == job_id).order_by(output.c.id))
+def _text(value: Mapping[str, Any]) -> str | None:
+    return msgspec.json.encode(value).decode() if value else None
 
 
-def _rows(connection: Connection, query) -> list[OutputRow]:  # type: ignore[no-untyped-def]
+def of_jobs(
+    connection: Connection, job_ids: Collection[int], states: Collection[OutputState] = tuple(OutputState)
+) -> list[OutputRow]:
+    """All outputs that jobs recorded, or those in some states."""
+    codes = sorted(int(state) for state in states)
+    query = select(output).where(output.c.job_id.in_(list(job_ids)), output.c.state.in_(codes))
+    return rows_of(connection, query.order_by(output.c.id))
+
+
+def rows_of(connection: Connection, query: Select[Any]) -> list[OutputRow]:
+    """The outputs that a query of whole rows finds."""
     return [
         OutputRow(
             row.id, row.job_id, row.task_id, row.name, row.did, row.role, row.storage, row.path, row.size,
-            row.checksum, row.events, OutputState(row.state),
+            row.checksum, row.events, msgspec.json.decode(row.attributes) if row.attributes else {},
+            OutputState(row.state), row.pattern,
         )
         for row in connection.execute(query)
     ]  # fmt: skip
 
 
+# ---------------------------------------------------------------- the two steps of the commit
+
+_GIVEN = {
+    "name": String, "did": Text, "role": String, "storage": String, "path": Text, "size": BigInteger,
+    "checksum": String, "events": BigInteger, "attributes": Text, "pattern": SmallInteger,
+    "registration": SmallInteger,
+}  # fmt: skip
+_AMENDED = ("size", "checksum", "events", "attributes")
+_COLUMNS = ["job_id", "task_id", "state", "recorded", *_GIVEN]
+_PLACE = (output.c.name, output.c.did, output.c.storage, output.c.path, output.c.registration)
+
+
+def _fixed() -> list[Any]:
+    return [
+        bindparam("job_id", type_=BigInteger),
+        bindparam("task_id", type_=BigInteger),
+        literal_column(str(int(OutputState.RECORDED))),
+        bindparam("now", type_=Double),
+    ]
+
+
+def _record_on_postgresql() -> Any:
+    given = func.json_to_recordset(cast(bindparam("rows", type_=Text), postgresql.JSON))
+    table = given.table_valued(*(column(name, kind) for name, kind in _GIVEN.items()))
+    rows = table.render_derived(name="given", with_types=True)
+    statement = postgresql.insert(output).from_select(_COLUMNS, select(*_fixed(), *(rows.c[name] for name in _GIVEN)))
+    changed = {name: statement.excluded[name] for name in _AMENDED}
+    return statement.on_conflict_do_update(index_elements=["job_id", "name"], set_=changed).returning(*_PLACE)
+
+
+def _record_on_sqlite() -> Any:
+    rows = func.json_each(bindparam("rows", type_=Text)).table_valued("value", name="given")
+    found = [func.json_extract(rows.c.value, literal_column(f"'$.{name}'")) for name in _GIVEN]
+    # Without a WHERE, SQLite would take ON CONFLICT for the condition of a join.
+    statement = sqlite.insert(output).from_select(_COLUMNS, select(*_fixed(), *found).where(true()))
+    changed = {name: statement.excluded[name] for name in _AMENDED}
+    return statement.on_conflict_do_update(index_elements=["job_id", "name"], set_=changed).returning(*_PLACE)
+
+
+_RECORD = {"postgresql": Prepared(_record_on_postgresql()), "sqlite": Prepared(_record_on_sqlite())}
+
+
 def record(
-    connection: Connection,
-    job_id: int,
-    task_id: int,
-    files: Sequence[tuple[OutputRecord, str, str, str]],
-    now: float,
-) -> None:
-    """Reserve names: each file with its DID, storage and path."""
-    if files:
-        connection.execute(
-            insert(output),
-            [
-                {
-                    "job_id": job_id,
-                    "task_id": task_id,
-                    "name": file.name,
-                    "did": did,
-                    "role": file.role.value,
-                    "storage": storage,
-                    "path": path,
-                    "size": file.size,
-                    "checksum": file.checksum,
-                    "events": file.events,
-                    "attributes": msgspec.json.encode(file.attributes).decode() if file.attributes else None,
-                    "state": int(OutputState.RECORDED),
-                    "recorded": now,
-                }
-                for file, did, storage, path in files
-            ],
-        )
+    connection: Connection, job_id: int, task_id: int, files: Sequence[NewOutput], now: float
+) -> dict[str, Place]:
+    """Reserve names, in one statement; where each goes, by name.
+
+    A name that was recorded before keeps its place and gets the new size and checksum.
+    """
+    rows = [
+        {
+            "name": new.file.name,
+            "did": new.did,
+            "role": new.file.role.value,
+            "storage": new.storage,
+            "path": new.path,
+            "size": new.file.size,
+            "checksum": new.file.checksum,
+            "events": new.file.events,
+            "attributes": _text(new.file.attributes),
+            "pattern": new.pattern,
+            "registration": REGISTRATION_CODES[new.registration],
+        }
+        for new in files
+    ]
+    given = {"job_id": job_id, "task_id": task_id, "now": now, "rows": msgspec.json.encode(rows).decode()}
+    found = _RECORD[connection.dialect.name].run(connection, given)
+    return {row.name: Place(row.did, row.storage, row.path, REGISTRATIONS[row.registration]) for row in found}
 
 
-def amend(connection: Connection, output_id: int, file: OutputRecord) -> None:
-    """The same name recorded again with other content, before it was confirmed."""
-    connection.execute(
+def places(connection: Connection, job_id: int) -> dict[str, str]:
+    """The storages of what a job has recorded, by name."""
+    query = select(output.c.name, output.c.storage).where(output.c.job_id == job_id)
+    return {row.name: row.storage for row in connection.execute(query)}
+
+
+def _settle(listed: Any) -> Any:
+    codes: dict[OutputState, Any] = {state: literal_column(str(int(state))) for state in OutputState}
+    # Outputs belong to units that are done; a log belongs to its job, however it ended.
+    is_log = output.c.role == literal_column(f"'{OutputRole.LOG.value}'")
+    visible = and_(output.c.did.in_(listed), or_(is_log, bindparam("done", type_=Boolean)))
+    later = output.c.registration == literal_column(str(REGISTRATION_CODES[Registration.SERVER]))
+    return (
         update(output)
-        .where(output.c.id == output_id, output.c.state == OutputState.RECORDED)
+        .where(output.c.job_id == bindparam("job_id", type_=BigInteger), output.c.state == codes[OutputState.RECORDED])
         .values(
-            size=file.size,
-            checksum=file.checksum,
-            events=file.events,
-            attributes=msgspec.json.encode(file.attributes).decode() if file.attributes else None,
+            state=case(
+                (and_(visible, later), codes[OutputState.UPLOADED]),
+                (visible, codes[OutputState.CONFIRMED]),
+                else_=codes[OutputState.ABANDONED],
+            ),
+            sweep_since=case((visible, null()), else_=bindparam("now", type_=Double)),
         )
+        .returning(output.c.did, output.c.state)
     )
 
 
-def settle(connection: Connection, job_id: int, confirmed: Iterable[int]) -> None:
-    """At a job's end: these outputs become visible, all others that it recorded are abandoned."""
-    ids = list(confirmed)
-    if ids:
-        connection.execute(update(output).where(output.c.id.in_(ids)).values(state=int(OutputState.CONFIRMED)))
+_LISTED_ON_POSTGRESQL = select(func.unnest(bindparam("dids", type_=postgresql.ARRAY(Text))))
+_LISTED_ON_SQLITE = select(func.json_each(bindparam("dids", type_=Text)).table_valued("value").c.value)
+_SETTLE = {
+    "postgresql": Prepared(_settle(_LISTED_ON_POSTGRESQL)),
+    "sqlite": Prepared(_settle(_LISTED_ON_SQLITE)),
+}
+
+
+def settle(connection: Connection, job_id: int, listed: Collection[str], done: bool, now: float) -> list[Settled]:
+    """At a job's confirmation, in one statement: what became of everything that it had recorded.
+
+    Those ``listed`` become visible, or wait for their registration; without a ``done`` unit only logs do. All others
+    are abandoned.
+    """
+    dids = list(listed)
+    given: dict[str, Any] = {"job_id": job_id, "done": done, "now": now, "dids": dids}
+    if connection.dialect.name == "sqlite":
+        given["dids"] = msgspec.json.encode(dids).decode()
+    found = _SETTLE[connection.dialect.name].run(connection, given)
+    return [Settled(row.did, OutputState(row.state)) for row in found]
+
+
+def reveal(connection: Connection, job_ids: Collection[int]) -> None:
+    """What waited for its registration is visible from now on."""
     connection.execute(
         update(output)
-        .where(output.c.job_id == job_id, output.c.state == OutputState.RECORDED)
-        .values(state=int(OutputState.ABANDONED))
+        .where(output.c.job_id.in_(list(job_ids)), output.c.state == int(OutputState.UPLOADED))
+        .values(state=int(OutputState.CONFIRMED))
     )
+
+
+def abandon(connection: Connection, job_ids: Collection[int], now: float) -> None:
+    """Nothing that these jobs wrote and that is not visible is wanted any more."""
+    pending = [int(OutputState.RECORDED), int(OutputState.UPLOADED)]
+    connection.execute(
+        update(output)
+        .where(output.c.job_id.in_(list(job_ids)), output.c.state.in_(pending))
+        .values(state=int(OutputState.ABANDONED), sweep_since=now)
+    )
+
+
+# ---------------------------------------------------------------- feeding, sweeping, looking
 
 
 def unfed(connection: Connection, task_id: int, limit: int) -> list[OutputRow]:
@@ -114,7 +266,7 @@ def unfed(connection: Connection, task_id: int, limit: int) -> list[OutputRow]:
         .limit(limit)
         .with_for_update()
     )
-    return _rows(connection, query)
+    return rows_of(connection, query)
 
 
 def mark_fed(connection: Connection, ids: Sequence[int]) -> None:
@@ -124,21 +276,25 @@ def mark_fed(connection: Connection, ids: Sequence[int]) -> None:
 
 
 def unswept(connection: Connection, before: float, storages: Collection[str], limit: int) -> list[OutputRow]:
-    """Outputs on these storages, recorded before a moment, that no live job can confirm any more.
-
-    In no order, so that some that cannot be removed don't keep the others from their turn.
-    """
+    """Abandoned outputs on these storages, longest first, whose last try to remove them lies before a moment."""
     query = (
         select(output)
-        .join(job, job.c.id == output.c.job_id)
-        .where(output.c.state.in_([int(OutputState.RECORDED), int(OutputState.ABANDONED)]))
-        .where(output.c.recorded < before, job.c.state >= FIRST_FINAL_JOB_CODE)
-        .where(or_(job.c.ended.is_(None), job.c.ended < before))
+        .where(output.c.state == literal_column(str(int(OutputState.ABANDONED))), output.c.sweep_since < before)
         .where(output.c.storage.in_(list(storages)))
-        .order_by(func.random())
+        .order_by(output.c.sweep_since, output.c.id)
         .limit(limit)
     )
-    return _rows(connection, query)
+    return rows_of(connection, query)
+
+
+def put_off_sweep(connection: Connection, ids: Collection[int], now: float) -> None:
+    """They could not be removed: others have their turn first."""
+    if ids:
+        connection.execute(
+            update(output)
+            .where(output.c.id.in_(list(ids)), output.c.state == int(OutputState.ABANDONED))
+            .values(sweep_since=now)
+        )
 
 
 def mark_removed(connection: Connection, ids: Sequence[int]) -> None:
@@ -146,9 +302,14 @@ def mark_removed(connection: Connection, ids: Sequence[int]) -> None:
     if ids:
         connection.execute(
             update(output)
-            .where(output.c.id.in_(ids), output.c.state != OutputState.CONFIRMED)
+            .where(output.c.id.in_(ids), output.c.state == int(OutputState.ABANDONED))
             .values(state=int(OutputState.REMOVED))
         )
+
+
+def by_did(connection: Connection, job_id: int, did: str) -> OutputRow | None:
+    """A job's output by its DID, whatever became of it."""
+    return next(iter(rows_of(connection, select(output).where(output.c.job_id == job_id, output.c.did == did))), None)
 
 
 def page(
@@ -163,11 +324,16 @@ def page(
     )
     if role is not None:
         query = query.where(output.c.role == role)
-    rows = connection.execute(query).all()
-    views = []
+    rows = rows_of(connection, query)
+    return views(rows, world), rows[-1].id if len(rows) == limit else None
+
+
+def views(rows: Iterable[OutputRow], world: World) -> list[OutputView]:
+    """Outputs as people see them."""
+    found = []
     for row in rows:
         urls = world.urls(row.storage, row.path, "", write=False) if row.storage in world.storages else []
-        views.append(
+        found.append(
             OutputView(
                 did=row.did,
                 task_id=row.task_id,
@@ -178,7 +344,7 @@ def page(
                 size=row.size,
                 checksum=row.checksum,
                 events=row.events,
-                attributes=msgspec.json.decode(row.attributes) if row.attributes else {},
+                attributes=dict(row.attributes),
             )
         )
-    return views, rows[-1].id if len(rows) == limit else None
+    return found

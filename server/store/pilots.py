@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
-from sqlalchemy import Connection, exists, func, insert, select, update
+from sqlalchemy import Connection, exists, func, insert, literal_column, select, update
 from sqlalchemy.sql.elements import ColumnElement
 
 from common.states import FINAL_WORKER_STATES, WorkerState
 from common.wire import Offer, Shape, WorkerReport
-from server.store.codes import FIRST_FINAL_JOB_CODE, PilotState
-from server.store.schema import job, pilot, worker
+from server.store import beats
+from server.store.beats import Beat
+from server.store.codes import PilotState
+from server.store.schema import job, pilot, pilot_beat, pilot_report, worker
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,6 @@ class PilotRow:
     host: str
     nonce: str
     state: PilotState
-    heartbeat: float
     shape: Shape
 
 
@@ -103,8 +104,10 @@ def update_worker(connection: Connection, report: WorkerReport, requeued: bool, 
 
 def pilots_alive(connection: Connection, mark: str, since: float) -> int:
     """How many pilots of a worker have reported since a moment."""
-    query = select(func.count()).where(
-        pilot.c.worker == mark, pilot.c.state == PilotState.ACTIVE, pilot.c.heartbeat >= since
+    query = (
+        select(func.count())
+        .select_from(pilot.join(pilot_beat, pilot_beat.c.pilot_id == pilot.c.id))
+        .where(pilot.c.worker == mark, pilot.c.state == PilotState.ACTIVE, pilot_beat.c.time >= since)
     )
     return int(connection.execute(query).scalar_one())
 
@@ -129,13 +132,13 @@ def register(
             site=site,
             state=int(PilotState.ACTIVE),
             registered=now,
-            heartbeat=now,
-            offer=msgspec.json.encode(offer).decode(),
             **values,
         )
         .returning(pilot.c.id)
     )
-    return int(result.scalar_one())
+    pilot_id = int(result.scalar_one())
+    beats.write(connection, {pilot_id: Beat(now, offer=msgspec.json.encode(offer).decode())})
+    return pilot_id
 
 
 _PILOT = select(pilot, worker.c.shape).join(worker, worker.c.mark == pilot.c.worker)
@@ -156,17 +159,8 @@ def _pilot(row: dict[str, object]) -> PilotRow:
         host=str(row["host"]),
         nonce=str(row["nonce"]),
         state=PilotState(int(str(row["state"]))),
-        heartbeat=float(str(row["heartbeat"])),
         shape=msgspec.json.decode(str(row["shape"]), type=Shape),
     )
-
-
-def beat(connection: Connection, pilot_id: int, offer: Offer | None, now: float) -> None:
-    """A pilot was heard of."""
-    values: dict[str, object] = {"heartbeat": now}
-    if offer is not None:
-        values["offer"] = msgspec.json.encode(offer).decode()
-    connection.execute(update(pilot).where(pilot.c.id == pilot_id, pilot.c.state == PilotState.ACTIVE).values(**values))
 
 
 def end(connection: Connection, pilot_id: int, reason: str, log_tail: str, now: float) -> bool:
@@ -176,7 +170,8 @@ def end(connection: Connection, pilot_id: int, reason: str, log_tail: str, now: 
 
 def lose(connection: Connection, pilot_id: int, before: float, reason: str, now: float) -> bool:
     """A pilot is taken for lost; False if it was heard of since ``before``, or has ended."""
-    return _end(connection, (pilot.c.id == pilot_id) & (pilot.c.heartbeat < before), PilotState.LOST, reason, "", now)
+    heard = exists().where(pilot_beat.c.pilot_id == pilot_id, pilot_beat.c.time >= before)
+    return _end(connection, (pilot.c.id == pilot_id) & ~heard, PilotState.LOST, reason, "", now)
 
 
 def _end(
@@ -190,42 +185,89 @@ def _end(
     return bool(result.rowcount)
 
 
-_HAS_JOB = exists().where(job.c.pilot_id == pilot.c.id, job.c.state < FIRST_FINAL_JOB_CODE)
+SLICE = 50_000
+"""Pilots that are looked at in one go, in the order of their numbers."""
 
 
-def silent(connection: Connection, before: float, limit: int) -> Sequence[PilotRow]:
-    """Active pilots that were not heard of since ``before``."""
-    query = _PILOT.where(pilot.c.state == PilotState.ACTIVE, pilot.c.heartbeat < before).limit(limit)
-    return [_pilot(dict(row)) for row in connection.execute(query).mappings()]
+def silent(
+    connection: Connection, before: float, kept_since: float, after: int = 0
+) -> tuple[Sequence[PilotRow], int | None]:
+    """Active pilots of a slice that were not heard of since ``before``, and the number to go on after, if any are left.
+
+    One without a beat counts as heard of when the beats began to be kept (``kept_since``).
+    """
+    ids = (
+        select(pilot.c.id).where(pilot.c.state == literal_column("0"), pilot.c.id > after).order_by(pilot.c.id)
+    ).limit(SLICE)
+    part = ids.subquery()
+    last = connection.execute(select(func.max(part.c.id), func.count()).select_from(part)).one()
+    if last[0] is None:
+        return [], None
+    query = (
+        _PILOT.outerjoin(pilot_beat, pilot_beat.c.pilot_id == pilot.c.id)
+        .where(pilot.c.state == literal_column("0"), pilot.c.id > after, pilot.c.id <= last[0])
+        .where(func.coalesce(pilot_beat.c.time, kept_since) < before)
+        .order_by(pilot.c.id)
+    )
+    found = [_pilot(dict(row)) for row in connection.execute(query).mappings()]
+    return found, int(last[0]) if last[1] == SLICE else None
 
 
-def silent_of_ended_workers(connection: Connection, before: float, limit: int) -> Sequence[PilotRow]:
+def silent_of_ended_workers(
+    connection: Connection, before: float, kept_since: float, limit: int
+) -> Sequence[PilotRow]:
     """Active pilots, silent since ``before``, whose worker has ended for the batch system."""
     query = (
-        _PILOT.where(pilot.c.state == PilotState.ACTIVE, pilot.c.heartbeat < before)
+        _PILOT.outerjoin(pilot_beat, pilot_beat.c.pilot_id == pilot.c.id)
+        .where(pilot.c.state == PilotState.ACTIVE, func.coalesce(pilot_beat.c.time, kept_since) < before)
         .where(worker.c.state.in_([state.value for state in FINAL_WORKER_STATES]))
         .limit(limit)
     )
     return [_pilot(dict(row)) for row in connection.execute(query).mappings()]
 
 
-def idle_by_queue(connection: Connection) -> dict[str, int]:
-    """Active pilots without a job, by queue."""
+def busy_by_shape(connection: Connection, queues: Sequence[str]) -> dict[str, list[tuple[Shape, int]]]:
+    """Pilots of these queues that hold jobs, counted by the shape of their worker."""
     query = (
-        select(pilot.c.queue, func.count().label("n"))
-        .where(pilot.c.state == PilotState.ACTIVE, ~_HAS_JOB)
-        .group_by(pilot.c.queue)
+        select(pilot.c.queue, worker.c.shape, func.count().label("n"))
+        .select_from(pilot.join(worker, worker.c.mark == pilot.c.worker))
+        .where(pilot.c.state == literal_column("0"), pilot.c.queue.in_(queues))
+        .where(exists().where(job.c.pilot_id == pilot.c.id, job.c.ended.is_(None)))
+        .group_by(pilot.c.queue, worker.c.shape)
+    )
+    found: dict[str, list[tuple[Shape, int]]] = {queue: [] for queue in queues}
+    for row in connection.execute(query):
+        found[row.queue].append((msgspec.json.decode(row.shape, type=Shape), int(row.n)))
+    return found
+
+
+def waiting_by_queue(connection: Connection) -> dict[str, int]:
+    """Workers of each queue that wait in its batch system, or are on their way there."""
+    waiting = (WorkerState.PLANNED, WorkerState.SUBMITTING, WorkerState.SUBMITTED)
+    started = exists().where(pilot.c.worker == worker.c.mark)
+    query = (
+        select(worker.c.queue, func.count().label("n"))
+        .where(worker.c.state.in_([state.value for state in waiting]), ~started)
+        .group_by(worker.c.queue)
     )
     return {row.queue: int(row.n) for row in connection.execute(query)}
+
+
+def last_offer_of(connection: Connection, pilot_id: int) -> Offer | None:
+    """What a pilot last offered."""
+    text = connection.execute(select(pilot_report.c.offer).where(pilot_report.c.pilot_id == pilot_id)).scalar()
+    return msgspec.json.decode(text, type=Offer) if text else None
 
 
 def last_offer(connection: Connection, queue: str) -> tuple[Offer, Shape] | None:
     """What the pilot of a queue that was heard of last offered, and its worker's shape."""
     query = (
-        select(pilot.c.offer, worker.c.shape)
-        .join(worker, worker.c.mark == pilot.c.worker)
-        .where(pilot.c.queue == queue)
-        .order_by(pilot.c.heartbeat.desc())
+        select(pilot_report.c.offer, worker.c.shape)
+        .select_from(pilot.join(worker, worker.c.mark == pilot.c.worker))
+        .join(pilot_report, pilot_report.c.pilot_id == pilot.c.id)
+        .join(pilot_beat, pilot_beat.c.pilot_id == pilot.c.id)
+        .where(pilot.c.state == literal_column("0"), pilot.c.queue == queue, pilot_report.c.offer.is_not(None))
+        .order_by(pilot_beat.c.time.desc())
         .limit(1)
     )
     row = connection.execute(query).first()

@@ -15,7 +15,6 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
-    MetaData,
     SmallInteger,
     String,
     Table,
@@ -25,11 +24,11 @@ from sqlalchemy import (
 )
 
 from server.store.codes import FIRST_FINAL_JOB_CODE, UNIT_READY, OutputState
+from server.store.schema_base import BigId, metadata
+from server.store.schema_events import agent_run, event
 
-metadata = MetaData()
-
-BigId = BigInteger().with_variant(Integer, "sqlite")
-"""SQLite numbers rows by itself only where the column's type is INTEGER."""
+__all__ = ["BigId", "agent_run", "event", "metadata"]
+"""Of other modules, named here too."""
 
 
 def _primary_key() -> Column[int]:
@@ -105,14 +104,20 @@ task = Table(
     Column("priority", Integer, nullable=False),
     Column("share", String(255), nullable=False),
     Column("spec", Text, nullable=False),
-    Column("parent_id", BigId, ForeignKey("task.id")),
     Column("resolved", BigInteger, nullable=False, server_default="0"),
     Column("input_closed", Boolean, nullable=False, server_default=text("false")),
     Column("created", Double, nullable=False),
     Column("ended", Double),
+    Column("changed", BigInteger, nullable=False, server_default="0"),
+    Column("measured", Text),
+    Column("measuring", Boolean, nullable=False, server_default=text("true")),
+    Column("scouts_left", Integer),
+    Column("scout_sites", Text),
+    Column("outside", Boolean, nullable=False, server_default=text("false")),
+    Index("task_measuring", "state", postgresql_where=text("measuring"), sqlite_where=text("measuring")),
+    Index("task_changed", "changed"),
     Index("task_workflow", "workflow_id"),
     Index("task_state", "state"),
-    Index("task_parent", "parent_id"),
     sqlite_autoincrement=True,
 )
 
@@ -125,7 +130,13 @@ bucket = Table(
     Column("maybe_ready", Boolean, nullable=False),
     Column("ready_since", Double, nullable=False),
     Column("unit_mb", Integer, nullable=False, server_default="0"),
-    UniqueConstraint("task_id", "locations", name="bucket_locations"),
+    Column("memory_mb", Integer, nullable=False, server_default="0"),
+    Column("wall_s", Integer, nullable=False, server_default="0"),
+    Column("min_ready", Integer, nullable=False, server_default="1"),
+    Column("changed", BigInteger, nullable=False, server_default="0"),
+    Column("grouping", String(255), nullable=False, server_default=""),
+    UniqueConstraint("task_id", "locations", "memory_mb", "wall_s", "grouping", name="bucket_key"),
+    Index("bucket_changed", "changed"),
     sqlite_autoincrement=True,
 )
 Index("bucket_maybe_ready", bucket.c.task_id, postgresql_where=bucket.c.maybe_ready, sqlite_where=bucket.c.maybe_ready)
@@ -155,6 +166,7 @@ unit = Table(
     Column("site_failures", SmallInteger, nullable=False, server_default="0"),
     Column("lost_pilots", SmallInteger, nullable=False, server_default="0"),
     Column("preemptions", SmallInteger, nullable=False, server_default="0"),
+    Column("events", Integer, nullable=False, server_default="0"),
     Index("unit_task", "task_id", "id"),
     sqlite_autoincrement=True,
 )
@@ -181,6 +193,7 @@ unit_detail = Table(
     Column("bad_storages", Text),
     Column("error_code", Integer),
     Column("error_detail", Text),
+    Column("first_event", BigInteger),
 )
 
 unit_delta = Table(
@@ -236,15 +249,14 @@ pilot = Table(
     Column("version", String(64), nullable=False),
     Column("state", SmallInteger, nullable=False),
     Column("registered", Double, nullable=False),
-    Column("heartbeat", Double, nullable=False),
     Column("ended", Double),
-    Column("offer", Text, nullable=False),
     Column("end_reason", Text, nullable=False, server_default=""),
     Column("log_tail", Text, nullable=False, server_default=""),
     UniqueConstraint("worker", "node", "start", name="pilot_worker_node_start"),
     sqlite_autoincrement=True,
 )
 Index("pilot_active", pilot.c.queue, postgresql_where=text("state = 0"), sqlite_where=text("state = 0"))
+Index("pilot_active_id", pilot.c.id, postgresql_where=text("state = 0"), sqlite_where=text("state = 0"))
 
 job = Table(
     "job",
@@ -260,7 +272,6 @@ job = Table(
     Column("site", String(255), nullable=False),
     Column("host", String(255), nullable=False),
     Column("claimed", Double, nullable=False),
-    Column("heartbeat", Double, nullable=False),
     Column("started", Double),
     Column("ended", Double),
     Column("exit_code", Integer),
@@ -271,10 +282,14 @@ job = Table(
     Column("kill_reason", Text),
     Column("digest", String(64)),
     Column("reply", Text),
+    Column("request_id", String(64), nullable=False),
+    Column("ordinal", SmallInteger, nullable=False),
+    Column("confirmed", Double),
     Index("job_task", "task_id", "id"),
+    UniqueConstraint("pilot_id", "request_id", "ordinal", name="job_request"),
     sqlite_autoincrement=True,
 )
-_alive = text(f"state < {FIRST_FINAL_JOB_CODE}")
+_alive = text("ended IS NULL")  # not the state: an update of a column in an index's predicate is never a cheap one
 Index("job_alive", job.c.pilot_id, postgresql_where=_alive, sqlite_where=_alive)
 
 replay = Table(
@@ -286,7 +301,81 @@ replay = Table(
     Column("time", Double, nullable=False),
     Index("replay_time", "time"),
 )
-"""What a claim gave, for its repeat: ``holder`` is ``pilot:ID`` (job ids) or ``job:ID`` (unit ids)."""
+"""What a get-file call gave, for its repeat: ``holder`` is ``job:ID``. A claim's repeat is found by its jobs' rows."""
+
+pilot_beat = Table(
+    "pilot_beat",
+    metadata,
+    Column("pilot_id", BigId, primary_key=True, autoincrement=False),
+    Column("time", Double, nullable=False),
+)
+"""When a pilot was last heard of.
+
+Not logged on PostgreSQL, so a crash of the database empties it: a pilot without a row counts as heard of when the row
+of pilot 0 was made, which the reaper makes anew whenever it is missing.
+"""
+
+pilot_report = Table(
+    "pilot_report",
+    metadata,
+    Column("pilot_id", BigId, primary_key=True, autoincrement=False),
+    Column("report", Text),
+    Column("offer", Text),
+)
+"""What a pilot last reported of its jobs and last offered, as JSON.
+
+Not logged either; apart from its beat, so that looking for silence stays cheap.
+"""
+
+job_delta = Table(
+    "job_delta",
+    metadata,
+    _primary_key(),
+    Column("task_id", BigId, nullable=False),
+    Column("queue", String(255), nullable=False),
+    Column("state", SmallInteger, nullable=False),
+    Column("n", Integer, nullable=False),
+    Column("cores", Integer, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+job_count = Table(
+    "job_count",
+    metadata,
+    Column("task_id", BigId, primary_key=True, autoincrement=False),
+    Column("queue", String(255), primary_key=True),
+    Column("state", SmallInteger, primary_key=True, autoincrement=False),
+    Column("n", BigInteger, nullable=False),
+    Column("cores", BigInteger, nullable=False),
+)
+_counted_alive = text(f"state < {FIRST_FINAL_JOB_CODE}")
+Index("job_count_alive", job_count.c.task_id, postgresql_where=_counted_alive, sqlite_where=_counted_alive)
+
+revision = Table(
+    "revision",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("n", BigInteger, nullable=False),
+)
+"""Numbers that grow with each change of what ``name`` says: readers look again only then."""
+
+cores_in_use = Table(
+    "cores_in_use",
+    metadata,
+    Column("kind", String(16), primary_key=True),
+    Column("name", String(255), primary_key=True),
+    Column("cores", BigInteger, nullable=False),
+)
+"""Cores of live jobs by ``share`` and by ``owner``: summed from ``job_count`` by an agent every few seconds."""
+
+web_process = Table(
+    "web_process",
+    metadata,
+    Column("name", String(255), primary_key=True),
+    Column("seen", Double, nullable=False),
+    Column("idle", Text, nullable=False),
+)
+"""What each web process says of itself every few seconds: its idle pilots by queue, as JSON."""
 
 output = Table(
     "output",
@@ -306,32 +395,17 @@ output = Table(
     Column("state", SmallInteger, nullable=False),
     Column("recorded", Double, nullable=False),
     Column("fed", Boolean, nullable=False, server_default=text("false")),
+    Column("pattern", SmallInteger),
+    Column("registration", SmallInteger, nullable=False, server_default="0"),
+    Column("sweep_since", Double),
     UniqueConstraint("job_id", "name", name="output_job_name"),
     Index("output_task", "task_id", "id"),
     sqlite_autoincrement=True,
 )
 _unfed = text(f"state = {int(OutputState.CONFIRMED)} AND NOT fed")
 Index("output_unfed", output.c.task_id, postgresql_where=_unfed, sqlite_where=_unfed)
-_unswept = text(f"state IN ({int(OutputState.RECORDED)}, {int(OutputState.ABANDONED)})")
-Index("output_unswept", output.c.recorded, postgresql_where=_unswept, sqlite_where=_unswept)
-
-event = Table(
-    "event",
-    metadata,
-    _primary_key(),
-    Column("time", Double, nullable=False),
-    Column("kind", String(32), nullable=False),
-    Column("subject", String(16), nullable=False),
-    Column("subject_id", Text, nullable=False),
-    Column("task_id", BigInteger),
-    Column("job_id", BigInteger),
-    Column("source", String(16)),
-    Column("target", String(16)),
-    Column("detail", Text),
-    Index("event_task", "task_id", "id"),
-    Index("event_job", "job_id", "id"),
-    sqlite_autoincrement=True,
-)
+_unswept = text(f"state = {int(OutputState.ABANDONED)}")
+Index("output_unswept", output.c.sweep_since, postgresql_where=_unswept, sqlite_where=_unswept)
 
 lease = Table(
     "lease",
@@ -339,16 +413,6 @@ lease = Table(
     Column("name", String(64), primary_key=True),
     Column("holder", String(255), nullable=False),
     Column("expires", Double, nullable=False),
-)
-
-agent_run = Table(
-    "agent_run",
-    metadata,
-    Column("name", String(64), primary_key=True),
-    Column("started", Double, nullable=False),
-    Column("seconds", Double, nullable=False),
-    Column("handled", BigInteger, nullable=False),
-    Column("error", Text, nullable=False, server_default=""),
 )
 
 liveness = Table(

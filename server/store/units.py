@@ -13,8 +13,8 @@ from typing import Any
 
 import msgspec
 from sqlalchemy import (
+    BigInteger,
     Connection,
-    RowMapping,
     bindparam,
     delete,
     func,
@@ -27,12 +27,14 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from common.states import UnitState
-from common.wire import FileSpec, ReplicaSpec, UnitView
+from common.wire import FileSpec, ReplicaSpec, StageSpec, UnitView
 from server.engine.outcomes import Attempts, Fate
 from server.engine.sizing import number_of, raised
+from server.store import tasks
 from server.store.claim_terms import DETAIL_COLUMNS, TakenUnit, taken_unit, usable_replicas
 from server.store.codes import UNIT_CODES, UNIT_READY, UNIT_STATES
-from server.store.schema import bucket, unit, unit_count, unit_delta, unit_detail
+from server.store.prepared import Prepared
+from server.store.schema import bucket, task, unit, unit_count, unit_delta, unit_detail
 
 MEBIBYTE = 1024 * 1024
 MOST_MB = 2**31 - 1
@@ -41,7 +43,10 @@ MOST_MB = 2**31 - 1
 
 @dataclass(frozen=True)
 class NewUnit:
-    """A unit to be made: a file, a counter, or neither."""
+    """A unit to be made: a file, ``events`` events of one from ``first_event`` on, a counter, or neither.
+
+    ``grouping`` keeps apart what a merge must not mix; ``problem`` says why a unit is lost from the beginning.
+    """
 
     seq: int
     locations: tuple[str, ...] = ()
@@ -49,6 +54,14 @@ class NewUnit:
     counter: int | None = None
     events: int | None = None
     state: UnitState = UnitState.READY
+    first_event: int | None = None
+    grouping: str = ""
+    problem: str = ""
+
+    @property
+    def event_count(self) -> int | None:
+        """How many events it has, if known."""
+        return self.events if self.file is None or self.first_event is not None else self.file.events
 
 
 @dataclass(frozen=True)
@@ -65,32 +78,36 @@ class UnitRow:
     attempts: Attempts
 
 
-def create(connection: Connection, task_id: int, units: Sequence[NewUnit], now: float) -> None:
-    """Make units of a task, in its buckets."""
+def create(connection: Connection, task_id: int, units: Sequence[NewUnit], now: float) -> list[int]:
+    """Make units of a task, in its buckets; their ids."""
     buckets = {
-        locations: bucket_for(connection, task_id, locations, now)
-        for locations in dict.fromkeys(each.locations for each in units)
+        key: bucket_for(connection, task_id, key[0], now, grouping=key[1])
+        for key in dict.fromkeys((each.locations, each.grouping) for each in units)
     }
     rows = [
         {
             "task_id": task_id,
-            "bucket_id": buckets[each.locations],
+            "bucket_id": buckets[each.locations, each.grouping],
             "seq": each.seq,
             "state": UNIT_CODES[each.state],
             "size_mb": _mebibytes(each.file),
+            "events": min(MOST_MB, each.event_count or 0),
         }
         for each in units
     ]
     returned = connection.execute(insert(unit).returning(unit.c.id, sort_by_parameter_order=True), rows)
     ids = [row.id for row in returned]
     connection.execute(insert(unit_detail), [_detail(unit_id, each) for unit_id, each in zip(ids, units, strict=True)])
-    for bucket_id in set(buckets.values()):
-        largest = max(row["size_mb"] for row in rows if row["bucket_id"] == bucket_id)
+    sizes: dict[int, int] = {}
+    for row in rows:
+        sizes[row["bucket_id"]] = max(row["size_mb"], sizes.get(row["bucket_id"], 0))
+    for bucket_id, largest in sorted(sizes.items()):
         connection.execute(
             update(bucket).where(bucket.c.id == bucket_id, bucket.c.unit_mb < largest).values(unit_mb=largest)
         )
-    add_deltas(connection, Counter((task_id, buckets[each.locations], each.state) for each in units))
+    add_deltas(connection, Counter((task_id, buckets[each.locations, each.grouping], each.state) for each in units))
     wake(connection, buckets.values(), now)
+    return ids
 
 
 def _mebibytes(file: FileSpec | None) -> int:
@@ -103,7 +120,9 @@ def _detail(unit_id: int, new: NewUnit) -> dict[str, Any]:
         "unit_id": unit_id,
         "did": file.did if file else None,
         "size": file.size if file else None,
-        "events": file.events if file else new.events,
+        "events": new.event_count,
+        "first_event": new.first_event,
+        "error_detail": new.problem or None,
         "checksum": file.checksum if file else None,
         "counter": new.counter,
         "attributes": msgspec.json.encode(file.attributes).decode() if file and file.attributes else None,
@@ -111,21 +130,72 @@ def _detail(unit_id: int, new: NewUnit) -> dict[str, Any]:
     }
 
 
-def bucket_for(connection: Connection, task_id: int, locations: tuple[str, ...], now: float) -> int:
-    """The task's bucket for a location set, made if it is not there."""
-    joined = ",".join(locations)
-    where = (bucket.c.task_id == task_id) & (bucket.c.locations == joined)
-    found = connection.execute(select(bucket.c.id).where(where)).scalar()
+def bucket_for(
+    connection: Connection,
+    task_id: int,
+    locations: tuple[str, ...],
+    now: float,
+    *,
+    memory_mb: int = 0,
+    wall_s: int = 0,
+    grouping: str = "",
+) -> int:
+    """The task's bucket for a location set, made if it is not there.
+
+    ``memory_mb`` and ``wall_s`` are what its units need beyond the task's own requirement (zero: those);
+    ``grouping`` keeps apart what a merge must not mix.
+    """
+    key = {
+        "task_id": task_id,
+        "locations": ",".join(locations),
+        "memory_mb": memory_mb,
+        "wall_s": wall_s,
+        "grouping": grouping,
+    }
+    query = select(bucket.c.id).where(*(bucket.c[name] == value for name, value in key.items()))
+    found = connection.execute(query).scalar()
     if found is None:
         dialect_insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-        values = {"task_id": task_id, "locations": joined, "maybe_ready": False, "ready_since": now}
+        values = {**key, "maybe_ready": False, "ready_since": now, "min_ready": _least(connection, task_id)}
         connection.execute(dialect_insert(bucket).values(**values).on_conflict_do_nothing())
-        found = connection.execute(select(bucket.c.id).where(where)).scalar_one()
+        found = connection.execute(query).scalar_one()
     return int(found)
+
+
+def _least(connection: Connection, task_id: int) -> int:
+    """How many ready units a job of a task takes at the least: more than one while a merge waits for its parent."""
+    row = connection.execute(select(task.c.spec, task.c.input_closed).where(task.c.id == task_id)).first()
+    if row is None or row.input_closed:
+        return 1
+    merge = msgspec.json.decode(row.spec, type=StageSpec).merge
+    return merge.min_files if merge else 1
+
+
+def input_closes(connection: Connection, task_id: int) -> None:
+    """No more units will come: a merge takes what is left over. To be called after the task's row says so."""
+    where = (bucket.c.task_id == task_id) & (bucket.c.min_ready > 1)
+    ids = [row.id for row in connection.execute(select(bucket.c.id).where(where))]
+    if ids:
+        connection.execute(update(bucket).where(where).values(min_ready=1))
+        _hint(connection, ids)
+
+
+def input_opens(connection: Connection, task_id: int) -> None:
+    """More units will come after all. To be called after the task's row says so."""
+    least = _least(connection, task_id)
+    if least > 1:
+        connection.execute(update(bucket).where(bucket.c.task_id == task_id).values(min_ready=least))
+
+
+def grouping_of(connection: Connection, bucket_id: int) -> str:
+    """What a bucket keeps apart, for a unit that moves on to another one."""
+    return str(connection.execute(select(bucket.c.grouping).where(bucket.c.id == bucket_id)).scalar_one())
 
 
 def wake(connection: Connection, bucket_ids: Iterable[int], now: float) -> None:
     """Say that buckets may have ready units. A row that says so already is not touched.
+
+    A merge that waits for more than one is left to the recounting agent.
 
     Should the recounting agent clear the hint while this transaction is still open, it sets it again as soon as it
     reads this transaction's deltas.
@@ -133,7 +203,9 @@ def wake(connection: Connection, bucket_ids: Iterable[int], now: float) -> None:
     ids = sorted(set(bucket_ids))
     if ids:
         connection.execute(
-            update(bucket).where(bucket.c.id.in_(ids), ~bucket.c.maybe_ready).values(maybe_ready=True, ready_since=now)
+            update(bucket)
+            .where(bucket.c.id.in_(ids), ~bucket.c.maybe_ready, bucket.c.min_ready <= 1)
+            .values(maybe_ready=True, ready_since=now)
         )
 
 
@@ -150,14 +222,18 @@ def add_deltas(connection: Connection, changes: Counter[tuple[int, int, UnitStat
 
 def of_job(connection: Connection, job_id: int) -> list[UnitRow]:
     """The units that a job holds or held last, by seq."""
-    rows = connection.execute(select(unit).where(unit.c.job_id == job_id).order_by(unit.c.seq)).mappings()
-    return [row_of(row) for row in rows]
+    return [row_of(row) for row in _OF_JOB.run(connection, {"of_job": job_id})]
+
+
+_OF_JOB = Prepared(
+    select(unit).where(unit.c.job_id == bindparam("of_job", type_=BigInteger)).order_by(unit.c.seq)
+)
 
 
 def taken_by(connection: Connection, job_id: int) -> list[TakenUnit]:
     """The units that a job holds, as a claim gives them."""
     query = (
-        select(unit.c.id, unit.c.seq, *DETAIL_COLUMNS)
+        select(unit.c.job_id, unit.c.seq, unit.c.id, unit.c.seq, *DETAIL_COLUMNS)
         .join(unit_detail, unit_detail.c.unit_id == unit.c.id)
         .where(unit.c.job_id == job_id)
         .order_by(unit.c.seq)
@@ -171,17 +247,17 @@ def states_of(connection: Connection, task_id: int, unit_ids: Sequence[int]) -> 
     return {row.id: UNIT_STATES[row.state] for row in connection.execute(query)}
 
 
-def row_of(row: RowMapping) -> UnitRow:
+def row_of(row: Any) -> UnitRow:
     """A narrow row from a database row."""
     return UnitRow(
-        id=row["id"],
-        task_id=row["task_id"],
-        bucket_id=row["bucket_id"],
-        seq=row["seq"],
-        state=UNIT_STATES[row["state"]],
-        job_id=row["job_id"],
-        generation=row["generation"],
-        attempts=Attempts(row["payload_failures"], row["site_failures"], row["lost_pilots"], row["preemptions"]),
+        id=row.id,
+        task_id=row.task_id,
+        bucket_id=row.bucket_id,
+        seq=row.seq,
+        state=UNIT_STATES[row.state],
+        job_id=row.job_id,
+        generation=row.generation,
+        attempts=Attempts(row.payload_failures, row.site_failures, row.lost_pilots, row.preemptions),
     )
 
 
@@ -330,6 +406,7 @@ def roll_up(connection: Connection, limit: int = 50_000) -> int:
             values,
         )
         _hint(connection, sorted({bucket_id for _, bucket_id, _ in totals}))
+        tasks.touch(connection, {task_id for task_id, _, _ in totals})
     return len(rows)
 
 
@@ -337,7 +414,7 @@ def _hint(connection: Connection, bucket_ids: list[int]) -> None:
     ready = (
         select(literal(1))
         .where(unit_count.c.bucket_id == bucket.c.id, unit_count.c.task_id == bucket.c.task_id)
-        .where(unit_count.c.state == UNIT_READY, unit_count.c.n > 0)
+        .where(unit_count.c.state == UNIT_READY, unit_count.c.n >= bucket.c.min_ready)
         .exists()
     )
     for start in range(0, len(bucket_ids), 1000):
@@ -391,6 +468,7 @@ def page(
             did=row["did"],
             size=row["size"],
             events=row["events"],
+            first_event=row["first_event"],
             job_id=row["job_id"],
             payload_failures=row["payload_failures"],
             other_failures=row["site_failures"] + row["lost_pilots"] + row["preemptions"],

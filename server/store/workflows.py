@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, RowMapping, Select, insert, select, update
+from sqlalchemy import Connection, RowMapping, Select, insert, or_, select, update
 
 from common.states import TaskState, require
-from common.wire import StageSpec, TaskView, WorkflowRequest, WorkflowView
-from server.store import events, jobs, units
+from common.wire import Measured, StageSpec, TaskView, WorkflowRequest, WorkflowView
+from server.engine.inputs import feeding_order, feeding_stages
+from server.store import events, inputs, job_counts, tasks, units
+from server.store.access import Sight
+from server.store.measurements import decoded
 from server.store.schema import task, workflow
+from server.store.schema_inputs import task_feed
 
 
 @dataclass(frozen=True)
@@ -26,13 +30,15 @@ class TaskRow:
     state_reason: str
     resume_state: TaskState | None
     spec: StageSpec
-    parent_id: int | None
     resolved: int
     input_closed: bool
     created: float
     ended: float | None
+    measuring: bool
     owner: str
     scope: str
+    measured: Measured | None = None
+    outside: bool = False
 
 
 def add(connection: Connection, request: WorkflowRequest, owner: str, scope: str, now: float) -> int:
@@ -51,17 +57,19 @@ def add(connection: Connection, request: WorkflowRequest, owner: str, scope: str
         .returning(workflow.c.id)
     ).scalar_one()
     ids: dict[str, int] = {}
-    for position, stage in enumerate(request.stages):
+    positions = {stage.name: position for position, stage in enumerate(request.stages)}
+    # Whoever feeds is written first, so that going by id goes with the flow: locks are taken in that order, too.
+    for stage in feeding_order(request.stages):
         ids[stage.name] = connection.execute(
             insert(task)
             .values(
                 workflow_id=workflow_id,
                 stage=stage.name,
-                position=position,
+                position=positions[stage.name],
                 state=TaskState.DEFINED.value,
                 priority=stage.priority,
                 share=stage.share,
-                spec=msgspec.json.encode(stage).decode(),
+                spec=msgspec.json.encode(inputs.lighter(stage)).decode(),
                 created=now,
             )
             .returning(task.c.id)
@@ -70,10 +78,10 @@ def add(connection: Connection, request: WorkflowRequest, owner: str, scope: str
             connection,
             events.Event(now, "TASK_DEFINED", "task", ids[stage.name], ids[stage.name], target=TaskState.DEFINED),
         )
-    for stage in request.stages:
-        parent = getattr(stage.input, "stage", None)
-        if parent is not None:
-            connection.execute(update(task).where(task.c.id == ids[stage.name]).values(parent_id=ids[parent]))
+        inputs.begin(connection, ids[stage.name], stage, now)
+        feeds = [{"parent_id": ids[name], "child_id": ids[stage.name]} for name in feeding_stages(stage)]
+        if feeds:
+            connection.execute(insert(task_feed), feeds)
     return int(workflow_id)
 
 
@@ -104,8 +112,33 @@ def tasks_in(connection: Connection, states: Iterable[TaskState], limit: int = 1
 
 def children(connection: Connection, task_id: int) -> list[TaskRow]:
     """The tasks that a task feeds; their rows are held until the transaction ends, after the parent's."""
-    query = _TASKS.where(task.c.parent_id == task_id).order_by(task.c.id)
+    fed = select(task_feed.c.child_id).where(task_feed.c.parent_id == task_id)
+    query = _TASKS.where(task.c.id.in_(fed)).order_by(task.c.id)
     return _all(connection, query.with_for_update(of=task))
+
+
+def parents(connection: Connection, task_id: int) -> dict[int, tuple[str, TaskState]]:
+    """Stage and state of the tasks that feed a task, by their ids."""
+    query = (
+        select(task.c.id, task.c.stage, task.c.state)
+        .join(task_feed, task_feed.c.parent_id == task.c.id)
+        .where(task_feed.c.child_id == task_id)
+        .order_by(task.c.id)
+    )
+    return {row.id: (row.stage, TaskState(row.state)) for row in connection.execute(query)}
+
+
+def feeding(connection: Connection, states: Iterable[TaskState]) -> list[int]:
+    """Tasks with a child in one of these states that may still get something of them."""
+    query = (
+        select(task_feed.c.parent_id)
+        .join(task, task.c.id == task_feed.c.child_id)
+        .where(task.c.state.in_([state.value for state in states]))
+        .where(or_(~task.c.input_closed, task.c.state == TaskState.PENDING.value))
+        .distinct()
+        .order_by(task_feed.c.parent_id)
+    )
+    return [row.parent_id for row in connection.execute(query)]
 
 
 def _all(connection: Connection, query: Select[Any]) -> list[TaskRow]:
@@ -121,19 +154,21 @@ def _row(row: RowMapping) -> TaskRow:
         state_reason=row["state_reason"],
         resume_state=TaskState(row["resume_state"]) if row["resume_state"] else None,
         spec=msgspec.json.decode(row["spec"], type=StageSpec),
-        parent_id=row["parent_id"],
         resolved=row["resolved"],
         input_closed=row["input_closed"],
         created=row["created"],
         ended=row["ended"],
+        measuring=bool(row["measuring"]),
         owner=row["owner"],
         scope=row["scope"],
+        measured=decoded(row["measured"]),
+        outside=bool(row["outside"]),
     )
 
 
 def move(
     connection: Connection,
-    row: TaskRow,
+    row: TaskRow | tasks.TaskBrief,
     target: TaskState,
     now: float,
     *,
@@ -159,6 +194,7 @@ def move(
         )
     )
     if result.rowcount:
+        tasks.touch(connection, [row.id])
         events.add(
             connection,
             events.Event(
@@ -169,16 +205,29 @@ def move(
     return bool(result.rowcount)
 
 
+def explain(connection: Connection, row: TaskRow, reason: str) -> None:
+    """Say why a task waits in the state that it is in."""
+    if row.state_reason != reason:
+        connection.execute(
+            update(task).where(task.c.id == row.id, task.c.state == row.state.value).values(state_reason=reason)
+        )
+
+
 def set_resolved(connection: Connection, task_id: int, resolved: int, closed: bool) -> None:
     """How many units of the input were made, and whether no more will come."""
     connection.execute(update(task).where(task.c.id == task_id).values(resolved=resolved, input_closed=closed))
+    if closed:
+        units.input_closes(connection, task_id)
+    else:
+        units.input_opens(connection, task_id)
+    tasks.touch(connection, [task_id])
 
 
 def view_tasks(connection: Connection, rows: Sequence[TaskRow]) -> list[TaskView]:
     """Tasks as people see them."""
     ids = [row.id for row in rows]
     unit_counts = units.counts(connection, ids)
-    job_counts = jobs.counts(connection, ids)
+    jobs_by_state = job_counts.by_task(connection, ids)
     return [
         TaskView(
             id=row.id,
@@ -192,19 +241,28 @@ def view_tasks(connection: Connection, rows: Sequence[TaskRow]) -> list[TaskView
             input_kind=str(row.spec.input.__struct_config__.tag),
             input_closed=row.input_closed,
             units={state.value: n for state, n in unit_counts[row.id].items()},
-            jobs={state.value: n for state, n in job_counts[row.id].items()},
+            jobs={state.value: n for state, n in jobs_by_state[row.id].items()},
             created=row.created,
             ended=row.ended,
+            measured=row.measured,
         )
         for row in rows
     ]
 
 
 def page_tasks(
-    connection: Connection, *, workflow_id: int | None, state: TaskState | None, after: int, limit: int
+    connection: Connection,
+    *,
+    workflow_id: int | None,
+    state: TaskState | None,
+    after: int,
+    limit: int,
+    sight: Sight | None = None,
 ) -> list[TaskView]:
-    """Tasks by id."""
+    """Tasks by id, those in ``sight`` only."""
     query = _TASKS.where(task.c.id > after).order_by(task.c.id).limit(limit)
+    if sight is not None:
+        query = query.where(sight.workflows())
     if workflow_id is not None:
         query = query.where(task.c.workflow_id == workflow_id)
     if state is not None:
@@ -218,9 +276,13 @@ def view_workflow(connection: Connection, workflow_id: int) -> WorkflowView | No
     return found[0] if found and found[0].id == workflow_id else None
 
 
-def page_workflows(connection: Connection, *, owner: str | None, after: int, limit: int) -> list[WorkflowView]:
-    """Workflows with their tasks, by id."""
+def page_workflows(
+    connection: Connection, *, owner: str | None, after: int, limit: int, sight: Sight | None = None
+) -> list[WorkflowView]:
+    """Workflows with their tasks, by id, those in ``sight`` only."""
     query = select(workflow).where(workflow.c.id > after).order_by(workflow.c.id).limit(limit)
+    if sight is not None:
+        query = query.where(sight.workflows())
     if owner is not None:
         query = query.where(workflow.c.owner == owner)
     rows = connection.execute(query).all()
@@ -241,3 +303,9 @@ def page_workflows(connection: Connection, *, owner: str | None, after: int, lim
         )
         for row in rows
     ]
+
+
+def names(connection: Connection, workflow_ids: Iterable[int]) -> dict[int, str]:
+    """The names of workflows."""
+    query = select(workflow.c.id, workflow.c.name).where(workflow.c.id.in_(list(workflow_ids)))
+    return {row.id: row.name for row in connection.execute(query)}

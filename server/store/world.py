@@ -12,7 +12,8 @@ from sqlalchemy.exc import IntegrityError
 from common.wire import QueueSpec, ShareSpec, SiteSpec, StorageSpec
 from server.engine.shares import DEFAULT_SHARE
 from server.engine.world import World
-from server.store.schema import queue, setting, share, site, storage
+from server.store.schema import queue, revision, setting, share, site, storage
+from server.store.triggers import WORLD
 
 Spec = Union[SiteSpec, QueueSpec, StorageSpec]
 T = TypeVar("T", SiteSpec, QueueSpec, StorageSpec)
@@ -33,6 +34,17 @@ def load(connection: Connection) -> World:
     )
 
 
+def revision_of(connection: Connection) -> int:
+    """A number that grows with each change of anything here."""
+    found = connection.execute(select(revision.c.n).where(revision.c.name == WORLD)).scalar()
+    return int(found or 0)
+
+
+def _changed(connection: Connection) -> None:
+    if not connection.execute(update(revision).where(revision.c.name == WORLD).values(n=revision.c.n + 1)).rowcount:
+        connection.execute(insert(revision).values(name=WORLD, n=1))
+
+
 def every(connection: Connection, kind: type[T]) -> list[T]:
     """All of a kind, by name."""
     table = _TABLES[kind]
@@ -49,6 +61,7 @@ def one(connection: Connection, kind: type[T], name: str) -> T | None:
 
 def put(connection: Connection, spec: Spec) -> bool:
     """Write it; True if it was not there before."""
+    _changed(connection)
     table = _TABLES[type(spec)]
     values: dict[str, object] = {"status": spec.status.value, "spec": msgspec.json.encode(spec).decode()}
     if not isinstance(spec, SiteSpec):
@@ -66,6 +79,7 @@ def remove(connection: Connection, kind: type[T], name: str) -> bool:
     Raises:
         StillUsed: a queue, storage or worker refers to it.
     """
+    _changed(connection)
     table = _TABLES[kind]
     try:
         return bool(connection.execute(delete(table).where(table.c.name == name)).rowcount)
@@ -87,6 +101,7 @@ def shares(connection: Connection) -> Sequence[ShareSpec]:
 
 def put_share(connection: Connection, spec: ShareSpec) -> None:
     """Write a share."""
+    _changed(connection)
     values = {"parent": spec.parent, "weight": spec.weight}
     if not connection.execute(update(share).where(share.c.name == spec.name).values(**values)).rowcount:
         connection.execute(insert(share).values(name=spec.name, **values))
@@ -98,6 +113,7 @@ def remove_share(connection: Connection, name: str) -> bool:
     Raises:
         StillUsed: it has children.
     """
+    _changed(connection)
     try:
         return bool(connection.execute(delete(share).where(share.c.name == name)).rowcount)
     except IntegrityError as error:
@@ -111,6 +127,7 @@ def settings(connection: Connection) -> dict[str, Any]:
 
 def put_setting(connection: Connection, key: str, value: object) -> None:
     """Turn a knob."""
+    _changed(connection)
     encoded = msgspec.json.encode(value).decode()
     if not connection.execute(update(setting).where(setting.c.key == key).values(value=encoded)).rowcount:
         connection.execute(insert(setting).values(key=key, value=encoded))

@@ -99,6 +99,8 @@ class FakeServer:
         self.heartbeats: list[HeartbeatRequest] = []
         self.more_units: list[AssignedUnit] = []
         self.new_token: Optional[str] = None
+        self.sandboxes: dict[str, bytes] = {}
+        self.logs: dict[int, bytes] = {}
         self.changed = threading.Condition()
 
     def connection(self, secret: str = SECRET) -> Connection:
@@ -216,6 +218,11 @@ class FakeServer:
             {str(unit.unit_id): states.get(unit.outcome, UnitState.READY) for unit in request.units},
         )
 
+    def sandbox(self, sha256: str) -> bytes:
+        if sha256 not in self.sandboxes:
+            raise CallRefused(404, "no job of this pilot unpacks such a sandbox")
+        return self.sandboxes[sha256]
+
     def end(self, token: Optional[str], pilot_id: int, request: PilotEnd) -> None:
         self.pilot_of(token).end = request
 
@@ -257,6 +264,12 @@ class Connection:
 
     def finish(self, job_id: int, request: FinishRequest) -> FinishReply:
         return self._fake.serve("finish", lambda: self._fake.finish(self.token, job_id, request))
+
+    def sandbox(self, sha256: str) -> bytes:
+        return self._fake.serve("sandbox", lambda: self._fake.sandbox(sha256))
+
+    def keep_log(self, job_id: int, archive: bytes) -> None:
+        self._fake.serve("keep_log", lambda: self._fake.logs.__setitem__(job_id, archive))
 
     def end(self, pilot_id: int, request: PilotEnd) -> None:
         self._fake.serve("end", lambda: self._fake.end(self.token, pilot_id, request))

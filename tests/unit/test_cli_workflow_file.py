@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,16 @@ from common.cli.strict import InputError
 from common.cli.workflow_file import load_workflow
 from common.wire import (
     CounterInput,
+    DatasetInput,
     FilesInput,
     GpuRequest,
     MergeRule,
     OutputPattern,
+    RemoteIo,
     Requirements,
     SingleInput,
     StageInput,
+    StageSource,
 )
 
 FRIENDLY = """
@@ -254,3 +258,95 @@ def test_a_file_that_is_no_workflow(folder: Path) -> None:
 
 def test_stage_and_stages_exclude_each_other(folder: Path) -> None:
     assert "use one of them" in mistakes(folder, "name = 'w'\nstages = []\nstage = []\n")
+
+
+LISTED = "s:a.root disk:a events=10\ns:b.txt disk:b events=20\n"
+
+
+def test_a_list_with_all_that_goes_beside_it(folder: Path) -> None:
+    (folder / "one.txt").write_text(LISTED)
+    (folder / "two.txt").write_text("s:c.root disk:c\n")
+    body = 'input = { files_from = ["one.txt", "two.txt"], pattern = "*.root", limit = 5, events_per_unit = 100, open = true }'
+    given = load_workflow(write(folder, stage(RUNS + body))).stages[0].input
+    assert isinstance(given, FilesInput)
+    assert [each.did for each in given.files] == ["s:a.root", "s:b.txt", "s:c.root"]
+    assert (given.pattern, given.limit, given.events_per_unit, given.open) == ("*.root", 5, 100, True)
+
+
+def test_an_open_input_without_files(folder: Path) -> None:
+    given = load_workflow(write(folder, stage(RUNS + "input = { files = [], open = true }"))).stages[0].input
+    assert given == FilesInput(open=True)
+
+
+def test_a_dataset(folder: Path) -> None:
+    body = 'input = { dataset = "data where run > 3", catalog = "exp", limit = 7, open = true }'
+    given = load_workflow(write(folder, stage(RUNS + body))).stages[0].input
+    assert given == DatasetInput(catalog="exp", query="data where run > 3", limit=7, open=True)
+
+
+def test_outputs_of_several_stages(folder: Path) -> None:
+    text = stage(RUNS + 'input.stages = ["a", { stage = "b", pattern = "*.root" }]\ninput.events_per_unit = 5')
+    given = load_workflow(write(folder, text)).stages[0].input
+    assert given == StageInput(stages=[StageSource("a"), StageSource("b", "*.root")], events_per_unit=5)
+
+
+def test_secondary_inputs_merge_and_places(folder: Path) -> None:
+    (folder / "mb.txt").write_text(LISTED)
+    body = """
+input.counter = 5
+secondary_inputs = [{ name = "pileup", files_from = "mb.txt", per_job = 2 }, { name = "calib", stage = "c" }]
+merge = { max_files = 50, target = "2 GiB", group_by = "attribute:run" }
+sites = ["X"]
+exclude_sites = ["Y"]
+remote_io = "never"
+events_per_job = 1000
+"""
+    made = load_workflow(write(folder, stage(RUNS + body))).stages[0]
+    assert [(each.name, each.per_job, len(each.files), each.stage) for each in made.secondary_inputs] == [
+        ("pileup", 2, 2, None),
+        ("calib", 1, 0, "c"),
+    ]
+    assert made.merge == MergeRule(1, 50, target_mb=2048, group_by="attribute:run")
+    assert (made.sites, made.exclude_sites, made.remote_io) == (["X"], ["Y"], RemoteIo.NEVER)
+    assert made.events_per_job == 1000
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ('input.dataset = "x"', "stage[0].input: name the catalogue that is asked: catalog = 'name'"),
+        (
+            'input = { dataset = "x", catalog = "c", limt = 1 }',
+            "stage[0].input.limt: unknown field; did you mean 'limit'?",
+        ),
+        ('input = { stages = ["a"], stage = "b" }', "stage and stages exclude each other"),
+        ('input = { files_from = "l.txt", files = [] }', "files and files_from exclude each other"),
+        (
+            'input.counter = 1\nsecondary_inputs = [{ name = "p", fils = [] }]',
+            "secondary_inputs[0].fils: unknown field",
+        ),
+        ('input.counter = 1\nsecondary_inputs = [{ name = "p q" }]', "secondary_inputs[0].name: it has characters"),
+        ("input.counter = 1\nmerge = { target = 5 }", "stage[0].merge.target: 5 cannot be read"),
+        ('input.counter = 1\nmerge = { group_by = "run" }', "merge.group_by: it has characters"),
+        ('input.counter = 1\nremote_io = "perhaps"', "stage[0].remote_io"),
+        ('input.counter = 1\nsites = "X"', "stage[0].sites"),
+    ],
+)
+def test_a_mistake_in_the_newer_fields_is_named(folder: Path, body: str, words: str) -> None:
+    (folder / "l.txt").write_text(LISTED)
+    assert words in mistakes(folder, stage(RUNS + body))
+
+
+def test_a_list_of_many_files_keeps_no_dictionaries(folder: Path) -> None:
+    (folder / "many.json").write_text(
+        json.dumps([{"did": f"s:f{n}", "replicas": [{"storage": "d", "path": "p"}]} for n in range(20_000)])
+    )
+    tracemalloc.start()
+    try:
+        request = load_workflow(write(folder, stage(RUNS + 'input.files_from = "many.json"')))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    given = request.stages[0].input
+    assert isinstance(given, FilesInput) and len(given.files) == 20_000
+    assert peak < 20_000 * 1000  # as dictionaries they take more than twice that

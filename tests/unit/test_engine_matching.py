@@ -12,18 +12,38 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.states import CLAIMABLE_TASK_STATES, ResourceState, TaskState
-from common.wire import Endpoint, Gpu, GpuRequest, Offer, QueueSpec, Requirements, Shape, SiteSpec, StorageSpec
+from common.wire import (
+    Downtime,
+    Endpoint,
+    Gpu,
+    GpuRequest,
+    Offer,
+    QueueSpec,
+    RemoteIo,
+    Requirements,
+    Shape,
+    SingleInput,
+    SiteSpec,
+    StageSpec,
+    StorageSpec,
+)
+from server.engine.access import Bans
 from server.engine.matching import (
     FILTER_NAMES,
     Candidate,
+    Cut,
+    Moment,
     SiteFaults,
     Slot,
+    Traits,
     effective_offer,
     gpu_fits,
     match,
-    queue_refusal,
+    missing_tags,
     rank,
+    slot_refusal,
 )
+from server.engine.scouts import Scouting
 from server.engine.world import World
 
 NOW = 1000.0
@@ -52,6 +72,15 @@ class Situation:
     outputs: tuple[str | None, ...] = ()
     faults: tuple[str, float] = ("HERE", 0.0)
     trusted: bool = True
+    host: str = "node1"
+    owner: str = "ann"
+    sites: tuple[str, ...] = ()
+    scouts: int | None = None
+    downtime: tuple[float, float] | None = None
+    remote_io: RemoteIo = RemoteIo.ALLOWED
+    queue_remote_io: bool = False
+    reserved: bool = False
+    probe: bool = False
 
     def world(self) -> World:
         return World(
@@ -64,7 +93,26 @@ class Situation:
     def slot(self) -> Slot:
         gpu = Gpu("NVIDIA", "Tesla T4", 16_000)
         offer = Offer(cores=8, memory_mb=16_000, disk_mb=10_000, wall_s=7200, gpus=[gpu, gpu], tags=list(self.tags))
-        return Slot(QueueSpec(name="Q", site="HERE", status=self.queue, trusted=self.trusted), offer)
+        times = [] if self.downtime is None else [Downtime(*(NOW + each for each in self.downtime), reason="works")]
+        queue = QueueSpec(
+            name="Q",
+            site="HERE",
+            status=self.queue,
+            trusted=self.trusted,
+            downtimes=times,
+            remote_io=self.queue_remote_io,
+        )
+        slot = Slot(queue, offer, self.host).before_downtime(self.world(), NOW)
+        return slot.cut_to(7200, Cut("reserved", "cores are kept", strictly=True)) if self.reserved else slot
+
+    def moment(self) -> Moment:
+        return Moment(
+            self.world(),
+            NOW,
+            {1: {self.faults[0]: SiteFaults(3, NOW + self.faults[1])}},
+            {("Q", "node13"): "it failed jobs fast"},
+            Bans(users=frozenset({"eve"})),
+        )
 
     def candidate(self) -> Candidate:
         needs = Requirements(
@@ -86,11 +134,14 @@ class Situation:
             ready_since=NOW - 60,
             needs_container=self.container,
             output_storages=self.outputs,
-            site_faults={self.faults[0]: SiteFaults(3, NOW + self.faults[1])},
+            owner=self.owner,
+            sites=frozenset(self.sites),
+            scouting=None if self.scouts is None else Scouting(self.scouts),
+            spec=StageSpec(name="s", input=SingleInput(), remote_io=self.remote_io, probe=self.probe),
         )
 
     def refusal(self) -> tuple[str, str] | None:
-        matches, refusals = match([self.candidate()], self.slot(), self.world(), {}, NOW)
+        matches, refusals = match([self.candidate()], self.slot(), self.moment(), {})
         assert len(matches) + len(refusals) == 1
         if matches:
             return None
@@ -98,42 +149,52 @@ class Situation:
         return refusals[0].filter, refusals[0].detail
 
 
+BUCKET = {"locations", "ready_since", "ready_units", "unit_mb", "memory_mb", "wall_s"}
+
+
 def candidate(bucket_id: int = 1, **given: Any) -> Candidate:
+    bucket = {"locations": (), "ready_units": 10} | {name: given.pop(name) for name in BUCKET & set(given)}
     plain: dict[str, Any] = {
         "task_id": 7,
-        "task_state": TaskState.RUNNING,
-        "locations": (),
+        "state": given.pop("task_state", TaskState.RUNNING),
         "requirements": Requirements(),
         "share": "default",
         "priority": 0,
         "created": 0.0,
-        "ready_since": 0.0,
-        "units_per_job": 1,
-        "ready_units": 10,
     }
-    return Candidate(bucket_id=bucket_id, **{**plain, **given})
+    return Candidate(bucket_id=bucket_id, traits=Traits(**{**plain, **given}), **bucket)
 
 
 # How to make each filter refuse, and what it says then.
 REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     "queue": ({"queue": ResourceState.PAUSED}, "queue Q is paused"),
     "site": ({"site": ResourceState.DRAINING}, "site HERE is draining"),
+    "downtime": ({"downtime": (-60.0, 600.0)}, "queue Q is in a downtime for 600 s more: works"),
+    "host": ({"host": "node13"}, "host node13 gets nothing: it failed jobs fast"),
     "trusted": ({"trusted": False}, "the task names no image, and queue Q is not trusted to run payloads without one"),
     "task": ({"task": TaskState.PAUSED}, "task 7 is paused"),
+    "owner": ({"owner": "eve"}, "eve is banned"),
+    "sites": ({"sites": ("THERE",)}, "the task excludes site HERE"),
     "tags": ({"wanted_tags": ("el9", "zstd", "avx2")}, "the slot lacks avx2, zstd"),
     "container": (
         {"container": True, "tags": ("el9",)},
         "the task names an image and the slot has no Apptainer",
     ),
+    "remote_io": (
+        {"remote_io": RemoteIo.ALWAYS},
+        "the task reads its input from the storage, which queue Q does not allow",
+    ),
     "cores": ({"cores": 9}, "the job needs 9 cores, the slot has 8"),
     "memory": ({"memory_mb": 16_001}, "the job needs 16001 MB of memory, the slot has 16000"),
     "disk": ({"disk_mb": 10_001}, "the job needs 10001 MB of disk, input included, the slot has 10000"),
     "wall_time": ({"wall_s": 7201}, "the job needs 7201 s of wall time, the slot has 7200"),
+    "reserved": ({"reserved": True, "wall_s": 0}, "nobody knows how long the job runs, and cores are kept"),
     "gpus": (
         {"gpus": GpuRequest(count=3, vendor="NVIDIA", model="T4", memory_mb=8000)},
         "the job needs 3 GPUs (NVIDIA T4 with 8000 MB), the slot has 2 such",
     ),
     "merge": ({"min_units": 11}, "the merge waits for 11 files, 10 are ready"),
+    "scouts": ({"scouts": 0}, "its scouts are out: the rest waits until they have measured what it needs"),
     "storage": ({"storage": ResourceState.OFFLINE}, "no storage of SE can be read from HERE now"),
     "distance": ({"max_distance": 49}, "the nearest replica is at distance 50, the task allows 49"),
     "output_storage": ({"outputs": ("GONE",)}, "storage GONE takes no new files from HERE now"),
@@ -160,7 +221,12 @@ def test_a_filter_refuses_in_its_own_words(name: str) -> None:
 
 
 # A task either names an image or does not.
-PAIRS = [pair for pair in combinations(FILTER_NAMES, 2) if pair != ("trusted", "container")]
+# A job's wall time is known or not.
+PAIRS = [
+    pair
+    for pair in combinations(FILTER_NAMES, 2)
+    if pair not in (("trusted", "container"), ("wall_time", "reserved"))
+]
 
 
 @pytest.mark.parametrize(("first", "second"), PAIRS)
@@ -205,47 +271,53 @@ def test_only_a_claimable_task_gives_units(state: TaskState) -> None:
 def test_only_an_online_queue_at_an_online_site_gets_work(state: ResourceState) -> None:
     for kind, name in (("queue", "Q"), ("site", "HERE")):
         here = Situation(**{kind: state})  # type: ignore[arg-type]
+        if state == ResourceState.TEST:
+            words = (kind, f"{kind} {name} is test: it gets probe jobs only")
+            assert (slot_refusal(here.slot(), here.moment()), here.refusal()) == (None, words)
+            assert replace(here, probe=True).refusal() is None
+            continue
         expected = None if state == ResourceState.ONLINE else (kind, f"{kind} {name} is {state.value}")
-        assert queue_refusal(here.slot(), here.world()) == expected
+        assert slot_refusal(here.slot(), here.moment()) == expected
         assert here.refusal() == expected
+        assert replace(here, probe=True).refusal() == expected
 
 
 def test_a_queue_at_a_site_that_nobody_described_gets_work_without_input() -> None:
-    matches, _ = match([candidate()], Situation().slot(), World(), {}, NOW)
+    matches, _ = match([candidate()], Situation().slot(), Moment(World(), NOW), {})
     assert [found.distance for found in matches] == [0]
 
 
 def test_an_offer_of_zero_is_not_known_and_refuses_nothing() -> None:
     slot = Slot(QueueSpec(name="Q", site="HERE", trusted=True), Offer(cores=1))
     needs = Requirements(memory_mb=10**6, disk_mb=10**6, wall_s=10**6)
-    matches, refusals = match([candidate(requirements=needs)], slot, World(), {}, NOW)
+    matches, refusals = match([candidate(requirements=needs)], slot, Moment(World(), NOW), {})
     assert len(matches) == 1 and refusals == []
 
 
 @pytest.mark.parametrize(("unit_mb", "names"), [(9500, []), (9501, ["disk"])])
 def test_a_slot_must_hold_the_largest_unit_beside_the_scratch(unit_mb: int, names: list[str]) -> None:
     here = Situation()
-    _, refusals = match([replace(here.candidate(), unit_mb=unit_mb)], here.slot(), here.world(), {}, NOW)
+    _, refusals = match([replace(here.candidate(), unit_mb=unit_mb)], here.slot(), here.moment(), {})
     assert [refusal.filter for refusal in refusals] == names
 
 
 def test_a_near_slot_never_waits() -> None:
     here = Situation(far_after_s=10**6)
     world = World(storages={"SE": StorageSpec(name="SE", site="HERE", endpoints=[Endpoint("root://h//d")])})
-    matches, _ = match([here.candidate()], here.slot(), world, {}, NOW)
+    matches, _ = match([here.candidate()], here.slot(), Moment(world, NOW), {})
     assert [found.distance for found in matches] == [0]
 
 
 def test_a_storage_at_distance_101_is_never_read_whatever_the_task_allows() -> None:
     here = Situation()
     world = replace(here.world(), sites={"HERE": SiteSpec("HERE", distances={"SE": 101})})
-    _, refusals = match([replace(here.candidate(), max_distance=101)], here.slot(), world, {}, NOW)
+    _, refusals = match([candidate(locations=("SE",), max_distance=101)], here.slot(), Moment(world, NOW), {})
     assert [refusal.filter for refusal in refusals] == ["storage"]
 
 
 def test_each_bucket_gets_an_answer() -> None:
     candidates = [candidate(1), candidate(2, task_state=TaskState.PAUSED), candidate(3, min_units=99), candidate(4)]
-    matches, refusals = match(candidates, Situation().slot(), World(), {}, NOW)
+    matches, refusals = match(candidates, Situation().slot(), Moment(World(), NOW), {})
     assert [found.candidate.bucket_id for found in matches] == [1, 4]
     assert [(refusal.bucket_id, refusal.filter) for refusal in refusals] == [(2, "task"), (3, "merge")]
 
@@ -274,7 +346,7 @@ def test_only_cards_that_fit_are_counted() -> None:
     here = Situation(gpus=GpuRequest(count=2, memory_mb=20_000))
     offer = Offer(cores=8, gpus=[Gpu("NVIDIA", "T4", 16_000), Gpu("NVIDIA", "A100", 40_000)], tags=["el9"])
     _, refusals = match(
-        [here.candidate()], Slot(QueueSpec(name="Q", site="HERE", trusted=True), offer), here.world(), {}, NOW
+        [here.candidate()], Slot(QueueSpec(name="Q", site="HERE", trusted=True), offer), here.moment(), {}
     )
     assert [(refusal.filter, refusal.detail) for refusal in refusals] == [
         ("gpus", "the job needs 2 GPUs (any with 20000 MB), the slot has 1 such")
@@ -290,7 +362,7 @@ def order(candidates: list[Candidate], shares: Mapping[str, tuple[float, ...]] |
         f"D{n}": StorageSpec(name=f"D{n}", site="X", endpoints=[Endpoint("root://h//d")]) for n in range(0, 101, 10)
     }
     slot = Slot(QueueSpec(name="Q", site="HERE", trusted=True), Offer(cores=8))
-    matches, refusals = match(candidates, slot, World(sites, {}, storages), shares or {}, NOW)
+    matches, refusals = match(candidates, slot, Moment(World(sites, {}, storages), NOW), shares or {})
     assert refusals == []
     return [found.candidate.bucket_id for found in matches]
 
@@ -304,7 +376,7 @@ def test_the_rank(distance: int, priority: int, expected: float) -> None:
 
 
 def test_a_match_says_its_distance_and_rank() -> None:
-    matches, _ = match([Situation().candidate()], Situation().slot(), Situation().world(), {}, NOW)
+    matches, _ = match([Situation().candidate()], Situation().slot(), Situation().moment(), {})
     assert [(found.distance, found.rank) for found in matches] == [(50, 50.0)]
 
 
@@ -367,8 +439,9 @@ def test_the_order_is_total_and_does_not_depend_on_the_order_of_asking(
     by_id = {each.bucket_id: each for each in candidates}
     for each in (by_id[bucket_id] for bucket_id in first):
         # In hundredths, so that the arithmetic here is exact.
-        hundredths = 10_000 - 100 * int(each.locations[0][1:]) + each.priority
-        keys.append((shares[each.share], -hundredths, each.created, each.bucket_id))
+        traits = each.traits
+        hundredths = 10_000 - 100 * int(each.locations[0][1:]) + traits.priority
+        keys.append((shares[traits.share], -hundredths, traits.created, each.bucket_id))
     assert keys == sorted(keys)
 
 
@@ -453,3 +526,76 @@ def test_any_situation_is_refused_by_the_first_filter_that_fails(situation: Situ
     expected = next((name for name, passes in CHECKS.items() if not passes(situation)), None)
     found = situation.refusal()
     assert (found[0] if found else None) == expected
+
+
+# ---------------------------------------------------------------- tags
+
+
+@pytest.mark.parametrize(
+    ("wanted", "offered", "missing"),
+    [
+        (["x86-64-v3"], ["x86-64-v4"], []),
+        (["x86-64-v3"], ["x86-64-v3"], []),
+        (["x86-64-v3"], ["x86-64-v2", "el9"], ["x86-64-v3"]),
+        (["x86-64-v3"], [], ["x86-64-v3"]),
+        (["el9", "avx"], ["avx"], ["el9"]),
+        (["el9", "el9"], [], ["el9"]),
+    ],
+)
+def test_a_higher_cpu_level_has_all_lower_ones(wanted: list[str], offered: list[str], missing: list[str]) -> None:
+    assert missing_tags(wanted, offered) == missing
+
+
+# ---------------------------------------------------------------- downtimes and direct reading
+
+
+@pytest.mark.parametrize(
+    ("begins", "wall_s", "expected"),
+    [
+        (3600.0, 3600, None),
+        (3599.0, 3600, ("downtime", "the job needs 3600 s, and a downtime begins in 3599 s: works")),
+        (3599.0, 0, None),
+        (9000.0, 7200, None),
+        (9000.0, 7201, ("wall_time", "the job needs 7201 s of wall time, the slot has 7200")),
+    ],
+)
+def test_a_job_that_would_end_in_a_downtime_is_refused(
+    begins: float, wall_s: int, expected: tuple[str, str] | None
+) -> None:
+    assert Situation(downtime=(begins, begins + 100), wall_s=wall_s).refusal() == expected
+
+
+def test_a_downtime_that_is_over_refuses_nothing() -> None:
+    assert Situation(downtime=(-100.0, 0.0)).refusal() is None
+
+
+@pytest.mark.parametrize(
+    ("wants", "allowed", "url", "filters"),
+    [
+        (RemoteIo.ALLOWED, True, "root://h//d", []),
+        (RemoteIo.ALWAYS, True, "root://h//d", []),
+        (RemoteIo.NEVER, True, "root://h//d", ["disk"]),
+        (RemoteIo.ALLOWED, False, "root://h//d", ["disk"]),
+        (RemoteIo.ALLOWED, True, "srm://h/d", ["disk"]),
+        (RemoteIo.ALWAYS, True, "srm://h/d", ["disk"]),
+    ],
+)
+def test_input_that_is_read_where_it_lies_needs_no_disk(
+    wants: RemoteIo, allowed: bool, url: str, filters: list[str]
+) -> None:
+    here = Situation(remote_io=wants, queue_remote_io=allowed)
+    storage = StorageSpec(name="SE", site="THERE", endpoints=[Endpoint(url)])
+    moment = Moment(replace(here.world(), storages={"SE": storage}), NOW)
+    matches, refusals = match([replace(here.candidate(), unit_mb=20_000)], here.slot(), moment, {})
+    assert [refusal.filter for refusal in refusals] == filters
+    assert [found.direct for found in matches] == ([] if filters else [True])
+
+
+def test_what_must_be_read_directly_and_cannot_is_refused() -> None:
+    here = Situation(remote_io=RemoteIo.ALWAYS, queue_remote_io=True)
+    storage = StorageSpec(name="SE", site="THERE", endpoints=[Endpoint("srm://h/d")])
+    moment = Moment(replace(here.world(), storages={"SE": storage}), NOW)
+    _, refusals = match([here.candidate()], here.slot(), moment, {})
+    assert [(each.filter, each.detail) for each in refusals] == [
+        ("remote_io", "files on SE cannot be read without a copy")
+    ]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.wire import ShareSpec
-from server.engine.shares import service_order
+from server.engine.shares import ShareUse, service_order
 
 
 def best_first(shares: list[ShareSpec], used: dict[str, float]) -> list[str]:
@@ -118,3 +118,23 @@ def test_only_the_proportions_of_the_weights_count(
     shares, used = tree
     scaled = [ShareSpec(share.name, share.parent, share.weight * factor) for share in shares]
     assert service_order(scaled, used) == service_order(shares, used)
+
+
+def test_views_tell_target_and_use_in_the_order_of_service() -> None:
+    shares = [ShareSpec("a", None, 3.0), ShareSpec("b", None, 1.0), ShareSpec("a1", "a", 1.0), ShareSpec("a2", "a", 3.0)]
+    use = ShareUse(shares, {"a1": 30.0, "a": 10.0, "b": 10.0})
+    found = {view.name: view for view in use.views()}
+    assert [view.name for view in use.views()] == ["b", "a", "a2", "a1"]
+    assert [round(found[name].target, 4) for name in ("a", "b", "a1", "a2")] == [0.75, 0.25, 0.1875, 0.5625]
+    assert (found["a"].cores, found["a"].own_cores, found["a"].used, found["a1"].depth) == (40.0, 10.0, 0.8, 1)
+    assert [view.name for view in use.views("a")] == ["a", "a2", "a1"]
+    assert [view.name for view in use.views("a2")] == ["a2"] and use.views("gone") == []
+
+
+def test_siblings_use_what_is_unused_before_it_moves_up() -> None:
+    # a is far above its target and b below: but of a's own, a2 uses nothing, and a1 may have all of a.
+    shares = [ShareSpec("a", None, 1.0), ShareSpec("b", None, 1.0), ShareSpec("a1", "a", 1.0), ShareSpec("a2", "a", 9.0)]
+    use = ShareUse(shares, {"a1": 40.0, "b": 50.0})
+    assert list(use.in_order({"a1", "b"})) == ["a1", "b"]  # a as a whole is behind, although a1 is far above its own
+    use.claim("a1", 20.0)
+    assert list(use.in_order({"a1", "b"})) == ["b", "a1"]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.states import ResourceState
-from common.wire import Activity, Endpoint, SiteSpec, StorageSpec
+from common.wire import Activity, Downtime, Endpoint, QueueSpec, SiteSpec, StorageSpec
 from server.engine.world import FAR, MAX_LOCATIONS, NEVER, World, join_url, path_problem
 
 GIVES_FILES = {ResourceState.ONLINE, ResourceState.PAUSED, ResourceState.DRAINING, ResourceState.TEST}
@@ -191,3 +191,50 @@ def test_a_path_that_leads_out_of_the_storage_is_refused(path: str) -> None:
 @pytest.mark.parametrize("path", ["a/b.root", "50% off", "...", "a..b", ".hidden/x", "ü"])
 def test_a_path_that_stays_is_taken(path: str) -> None:
     assert path_problem(path) == ""
+
+
+# ---------------------------------------------------------------- downtimes, direct reading
+
+
+def test_a_storage_in_a_downtime_neither_gives_nor_takes() -> None:
+    own = StorageSpec(name="SE", site="HOME", endpoints=[Endpoint("root://h//d")], downtimes=[Downtime(100, 200)])
+    there = world(SiteSpec("HOME"), own, storage("OTHER", "HOME"))
+    assert there.at(99) is there and there.at(200) is there
+    down = there.at(100)
+    assert down.down == {"SE"} and down.at(150) is down and down.at(200) == there
+    assert not down.readable("SE") and not down.writable("SE") and not down.takes("SE", "HOME")
+    assert down.readable("OTHER") and "SE" not in down.reach("HOME")
+    assert down.nearest("HOME", ("SE",)) == NEVER
+
+
+def test_a_sites_downtime_is_that_of_its_storages_and_queues() -> None:
+    there = world(SiteSpec("HOME", downtimes=[Downtime(100, 200, "power")]), storage("SE", "HOME"))
+    assert there.at(150).down == {"SE"}
+    queue = QueueSpec(name="Q", site="HOME", downtimes=[Downtime(400, 500), Downtime(10, 20)])
+    assert [getattr(there.next_downtime(queue, now), "start", None) for now in (0, 20, 150, 200, 499, 500)] == [
+        10, 100, 100, 400, 400, None,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("status", ResourceState)
+def test_idle_pilots_leave_a_queue_that_drains_or_whose_site_does(status: ResourceState) -> None:
+    leave = status in (ResourceState.DRAINING, ResourceState.OFFLINE)
+    assert world(SiteSpec("HOME")).pilots_leave(QueueSpec(name="Q", site="HOME", status=status)) is leave
+    assert world(SiteSpec("HOME", status=status)).pilots_leave(QueueSpec(name="Q", site="HOME")) is leave
+
+
+def test_a_probe_may_write_where_only_tests_may() -> None:
+    there = world(SiteSpec("HOME"), storage("SE", "HOME", ResourceState.TEST))
+    assert there.takes("SE", "HOME", probe=True) and not there.takes("SE", "HOME")
+
+
+def test_locations_that_can_be_read_without_a_copy() -> None:
+    there = world(
+        SiteSpec("HOME"),
+        storage("DIRECT", "A", ResourceState.ONLINE, Endpoint("srm://h/d"), Endpoint("https://h/d")),
+        storage("COPY", "B", ResourceState.ONLINE, Endpoint("srm://h/d")),
+        storage("BOTH", "B"),
+        storage("LAN", "C", ResourceState.ONLINE, LAN),
+    )
+    assert there.direct("HOME") == {"DIRECT", "@A", "BOTH"}
+    assert "LAN" in there.direct("C")

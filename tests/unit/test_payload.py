@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from datetime import datetime, timezone
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from common.errors import ErrorCode, PilotageError
 from pilot.container import ContainerSettings
-from pilot.payload import InputFile, JobFolder, PayloadDefinition, prepare_payload
+from pilot.payload import InputFile, JobFolder, PayloadDefinition, PayloadUnit, prepare_payload
 from pilot.supervised import MARK, SupervisedProcess
 
 HOST = {
@@ -110,7 +111,7 @@ def test_the_payload_sees_nothing_of_the_pilots_environment(folder: JobFolder) -
     env = dict(line.split("=", 1) for line in folder.stdout.read_text().splitlines())
     assert set(env) == {
         "PATH", "LANG", "HOME", "TMPDIR", "MINE", MARK, "PILOTAGE_JOB_ID", "PILOTAGE_TASK_ID", "PILOTAGE_INPUT_FILES",
-        "PILOTAGE_COUNTERS", "PILOTAGE_CORES", "PILOTAGE_MAILBOX", "PILOTAGE_PATH",
+        "PILOTAGE_COUNTERS", "PILOTAGE_UNITS", "PILOTAGE_CORES", "PILOTAGE_MAILBOX", "PILOTAGE_PATH",
         "JUSTIN_PATH", "JUSTIN_JOBSUB_ID", "JUSTIN_PROCESSORS",
     }  # fmt: skip
     assert env["PATH"] == f"/opt/bin:/usr/bin:/bin:{folder.bin}" and env["LANG"] == "de_CH.UTF-8"
@@ -183,3 +184,32 @@ def test_in_an_image_the_environment_is_no_argument_and_the_hosts_stays_outside(
     assert spec.env["APPTAINERENV_APPEND_PATH"] == str(folder.bin)
     assert spec.env[MARK] == spec.env[f"APPTAINERENV_{MARK}"]
     assert not set(spec.env.values()) & {"secret", "/tmp/proxy", "/evil.so", "de_CH.UTF-8", HOST["PATH"]}
+
+
+def test_ranges_of_events_and_secondary_input_reach_the_payload(folder: JobFolder) -> None:
+    unit = PayloadUnit(7, did="s:a", path="a.root", first_event=500, events=250, attributes={"run": 3})
+    command = [
+        "sh",
+        "-c",
+        'cat $PILOTAGE_UNITS; echo; cat $PILOTAGE_SECONDARY_PILEUP; echo $PILOTAGE_FIRST_EVENT $PILOTAGE_EVENTS "$@"',
+    ]
+    given = definition(
+        command=[*command, "x", "{first_event}", "{events}", "{secondary:pileup}"],
+        inputs=[InputFile("s:a", "a.root")],
+        units=[unit],
+        secondary={"pileup": ["m1.root", "m2.root"]},
+    )
+    assert SupervisedProcess.start(prepare_payload(folder, given, HOST)).wait(10).ok
+    told, *lines = folder.stdout.read_text().splitlines()
+    assert json.loads(told) == [
+        {"unit": 7, "did": "s:a", "path": "a.root", "first_event": 500, "events": 250, "attributes": {"run": 3}}
+    ]
+    assert lines == ["m1.root", "m2.root", "500 250 500 250 m1.root m2.root"]
+
+
+def test_a_range_that_stands_for_one_is_refused_for_several(folder: JobFolder) -> None:
+    units = [PayloadUnit(n, did="s:a", path="a", first_event=n, events=1) for n in range(2)]
+    with pytest.raises(PilotageError, match="first_event.*this job has 2"):
+        prepare_payload(folder, definition(command=["x", "{first_event}"], units=units), HOST)
+    with pytest.raises(PilotageError, match="no secondary input 'nope'; known: none"):
+        prepare_payload(folder, definition(command=["x", "{secondary:nope}"]), HOST)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 import signal
 import subprocess
@@ -15,12 +17,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Optional
 
+import msgspec
 import pytest
 
 from common.errors import ErrorCode
 from common.states import JobState
 from common.wire import (
     AssignedFile,
+    AssignedSandbox,
     AssignedUnit,
     FinishRequest,
     Instruction,
@@ -198,6 +202,35 @@ def test_common_input_that_is_missing_fails_the_job(fake: FakeServer, tmp_path: 
     report = run_job(fake, tmp_path, "true", units=[file_unit(tmp_path, 1)], common_input=[common])
     assert (report.state, report.error_code) == (JobState.FAILED, ErrorCode.NO_SUCH_FILE)
     assert [unit.outcome for unit in report.units] == [UnitOutcome.RETURNED]
+
+
+RANGES = """
+[ "$(wc -l < $PILOTAGE_INPUT_FILES)" = 1 ] || exit 2
+[ "$(cat $(cat $PILOTAGE_INPUT_FILES))" = data ] || exit 3
+grep -q '"first_event": 10, "events": 5' $PILOTAGE_UNITS || exit 4
+[ "$(cat $(cat $PILOTAGE_SECONDARY_PILEUP))" = datadata ] || exit 5
+"""
+
+
+def test_ranges_of_one_file_are_staged_in_once_beside_secondary_files(fake: FakeServer, tmp_path: Path) -> None:
+    first = file_unit(tmp_path, 1)
+    ranges = [
+        msgspec.structs.replace(first, first_event=0, events=10),
+        msgspec.structs.replace(first, unit_id=2, seq=2, first_event=10, events=5),
+    ]
+    beside = [file for n in (7, 8) if (file := file_unit(tmp_path, n).file) is not None]
+    report = run_job(fake, tmp_path, RANGES, units=ranges, secondary={"pileup": beside})
+    assert (report.state, report.exit_code) == (JobState.FINISHED, 0)
+    assert {unit.unit_id: unit.outcome for unit in report.units} == dict.fromkeys((1, 2), UnitOutcome.PROCESSED)
+    assert report.metrics.stage_in_bytes == 3 * len(b"data")
+
+
+def test_a_secondary_file_that_is_missing_fails_the_job(fake: FakeServer, tmp_path: Path) -> None:
+    gone = file_unit(tmp_path, 9).file
+    assert gone is not None
+    (tmp_path / "input" / "in9.txt").unlink()
+    report = run_job(fake, tmp_path, "true", units=[file_unit(tmp_path, 1)], secondary={"pileup": [gone]})
+    assert (report.state, report.error_code) == (JobState.FAILED, ErrorCode.NO_SUCH_FILE)
 
 
 def test_an_upload_that_fails_returns_the_units(fake: FakeServer, tmp_path: Path) -> None:
@@ -655,3 +688,51 @@ def test_the_command_needs_to_know_its_worker(tmp_path: Path) -> None:
     )
     assert done.returncode == ExitCode.WRONG_USAGE
     assert "--worker MARK" in done.stderr
+
+
+def test_a_sandbox_is_there_when_the_payload_starts_and_is_no_output(fake: FakeServer, tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
+        for name, text in (("tool.sh", "#!/bin/sh\necho from the sandbox\n"), ("old.txt", "not mine")):
+            info = tarfile.TarInfo(name)
+            info.size, info.mode = len(text), 0o755
+            archive.addfile(info, io.BytesIO(text.encode()))
+    content = stream.getvalue()
+    sha256 = hashlib.sha256(content).hexdigest()
+    fake.sandboxes[sha256] = content
+    job = make_assignment(
+        1,
+        "./tool.sh > new.txt && cat $PILOTAGE_SECRET_TOKEN >> new.txt",
+        outputs=[OutputPattern("*.txt")],
+        sandbox=AssignedSandbox(sha256, len(content)),
+        secrets={"token": "xyzzy\n"},
+    )
+    fake.add(job)
+    with running(fake, tmp_path / "work"):
+        report = fake.report_of(1)
+    assert report.state is JobState.FINISHED, report
+    names = {output.did for output in report.outputs}
+    assert any("new.txt" in name for name in names) and not any("old.txt" in name for name in names)
+    stored = next(Path(output.url.removeprefix("file://")) for output in report.outputs if "new.txt" in output.did)
+    assert stored.read_text() == "from the sandbox\nxyzzy\n"
+    assert fake.logs == {}
+
+
+def test_the_log_of_a_failed_job_is_left_with_the_server_without_its_secrets(fake: FakeServer, tmp_path: Path) -> None:
+    fake.add(make_assignment(1, "echo seen >&2; exit 3", secrets={"token": "xyzzy-secret"}))
+    with running(fake, tmp_path / "work"):
+        assert fake.report_of(1).state is JobState.FAILED
+        fake.wait_for(lambda: fake.logs, "the log")
+    with tarfile.open(fileobj=io.BytesIO(fake.logs[1])) as archive:
+        texts = {name: archive.extractfile(name) for name in archive.getnames()}
+        found = {name: stream.read() for name, stream in texts.items() if stream is not None}
+    assert any(name.endswith("stderr") and b"seen" in text for name, text in found.items())
+    assert not any(b"xyzzy-secret" in text for text in found.values())
+
+
+def test_a_sandbox_that_is_gone_fails_the_job_with_words(fake: FakeServer, tmp_path: Path) -> None:
+    fake.add(make_assignment(1, "true", sandbox=AssignedSandbox("a" * 64, 5)))
+    with running(fake, tmp_path / "work"):
+        report = fake.report_of(1)
+    assert (report.state, report.error_code) == (JobState.FAILED, ErrorCode.STAGE_IN_FAILED)
+    assert "the sandbox cannot be fetched" in report.error_detail

@@ -55,8 +55,11 @@ def values(info: inspect.Type) -> st.SearchStrategy[Any]:
         inspect.BoolType: lambda _: st.booleans(),
         inspect.StrType: strings,
         inspect.IntType: lambda t: st.integers(-(2**31) if t.ge is None else t.ge, 2**31 if t.le is None else t.le),
-        inspect.FloatType: lambda t: st.floats(0.5, 1e12) if t.gt is not None else st.floats(-1e12, 1e12),
+        inspect.FloatType: lambda t: st.floats(
+            0.5 if t.gt is not None else t.ge if t.ge is not None else -1e12, 1e12 if t.le is None else t.le
+        ),
         inspect.EnumType: lambda t: st.sampled_from(t.cls),
+        inspect.LiteralType: lambda t: st.sampled_from(t.values),
         inspect.ListType: lambda t: st.lists(values(t.item_type), min_size=t.min_length or 0, max_size=3),
         inspect.DictType: lambda t: st.dictionaries(values(t.key_type), values(t.value_type), max_size=2),
         inspect.UnionType: lambda t: st.one_of([values(each) for each in t.types]),

@@ -62,9 +62,11 @@ from common.wire import (
     WorkflowRequest,
     WorkflowView,
 )
-from server.agents.duties import LIVENESS_GAP_S, advance_tasks, reap, recount
+from server.agents.duties import LIVENESS_GAP_S, reap, recount
 from server.agents.feed import feed_next_stage
 from server.agents.resolve import resolve_input
+from server.agents.scouting import scout
+from server.agents.tasks import advance_tasks
 from server.api.application import create_application
 from server.config import ServerConfig
 from server.dispatch.context import Dispatcher
@@ -181,7 +183,7 @@ class Site:
 
     def agents(self) -> None:
         """All agents but the sweeper, until none finds anything to do."""
-        duties = (resolve_input, feed_next_stage, advance_tasks, reap)
+        duties = (resolve_input, feed_next_stage, scout, advance_tasks, reap)
         for _ in range(100):
             if not sum(duty(self.dispatcher) for duty in duties):
                 recount(self.dispatcher)
@@ -370,6 +372,7 @@ def uploaded(reply: RecordReply) -> list[UploadedOutput]:
 def stage(name: str = "one", *, count: int = 1, given: Optional[TaskInput] = None, **more: Any) -> StageSpec:
     """A stage over a counter, or over ``given``."""
     more.setdefault("command", ["true"])
+    more.setdefault("scouts", False)
     more.setdefault("outputs", [OutputPattern("*")])
     return StageSpec(name=name, input=given or CounterInput(count), **more)
 

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common.wire import WorkersReportReply
-from server.api.application import MAX_BODY_PROGRAMS
+from server.access.limits import MIB
+from server.access.settings import Limits
 from server.api.routes import ROUTES
 from server.api.routing import Role
 from tests.integration.server.harness import CHECKSUM, Site, stage, uploaded
@@ -62,7 +63,7 @@ BAD_WORKFLOWS: dict[str, tuple[dict[str, Any], str, str]] = {
     "unknown field of a stage": (workflow(wall=1), "$.stages[0]", "unknown field `wall`"),
     "unknown field of a file": (files_with(colour=1), FILE, "unknown field `colour`"),
     "unknown field of requirements": (workflow(requirements={"cpu": 1}), "$.stages[0].requirements", "`cpu`"),
-    "wrong type": (workflow(files_per_job="many"), "$.stages[0].files_per_job", "Expected `int`"),
+    "wrong type": (workflow(files_per_job="many"), "$.stages[0].files_per_job", "Expected `int | null`"),
     "zero cores": (workflow(requirements={"cores": 0}), "$.stages[0].requirements.cores", ">= 1"),
     "no name": ({"stages": workflow()["stages"]}, "$", "missing required field `name`"),
     "no stages": ({"name": "w", "stages": []}, "$.stages", "length >= 1"),
@@ -274,7 +275,7 @@ def test_a_body_that_is_no_message(site: Site, name: str) -> None:
 
 def test_a_body_that_is_too_large(site: Site) -> None:
     site.world()
-    body = b'{"harvester": "' + b"h" * MAX_BODY_PROGRAMS + b'", "workers": []}'
+    body = b'{"harvester": "' + b"h" * Limits().harvester.body_mb * MIB + b'", "workers": []}'
     problem = refuse(site.raw("POST", "/v1/workers:report", body, site.token("harvester")), 413)
     assert problem["type"] == "pilotage:too-large"
     headers = {"Content-Length": str(10**12), "Authorization": f"Bearer {site.token('user')}"}
@@ -355,7 +356,7 @@ def test_reports_of_workers_get_an_outcome_each(site: Site) -> None:
         {"mark": mark, "queue": "q", "state": "running"},
     ]
     body = {"harvester": "h", "workers": rows}
-    reply = site.call("POST", "/v1/workers:report", body, WorkersReportReply, site.token("harvester"))
+    reply = site.call("POST", "/v1/workers:report", body, WorkersReportReply, site.token("harvester", "h"))
     assert [each.accepted for each in reply.workers] == [True, False, False, False, True, False]
     assert [each.reason for each in reply.workers if each.reason] == [
         "there is no queue 'nowhere'",
@@ -431,6 +432,15 @@ EXAMPLES: list[tuple[str, str, str, dict[str, Any]]] = [
         },
     ),
     ("POST", "/v1/pilots/1:end", "pilot", {"reason": "r", "error_code": 5, "log_tail": "t"}),
+    (
+        "PUT",
+        "/v1/tagging-rules/x",
+        "admin",
+        {
+            "name": "x", "position": 1, "active": True, "description": "d", "set": {"share": "default", "priority": 1},
+            "when": {"owner": "^u", "labels": {"a": "b"}, "attributes": {"c": "d"}},
+        },
+    ),
 ]  # fmt: skip
 
 

@@ -5,29 +5,37 @@ from __future__ import annotations
 import multiprocessing
 import threading
 import time
+import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import delete, insert, select, text, update
+from sqlalchemy import Connection, delete, insert, select, text, update
 
 from common.states import ResourceState, TaskState, UnitState
 from common.wire import FilesInput, MergeRule, StageInput, UnitsAcquireReply, UnitsAcquireRequest
 from server.dispatch.acquire import MAX_UNITS
-from server.engine.sizing import TIER_BITS, ReadyUnit, prefix
+from server.engine.sizing import TIER_BITS, Bounds, ReadyUnit, prefix, rows_to_look_at
 from server.store import claim_postgres
-from server.store.claims import Claimant, ClaimTerms, Floors, claim_job, take
+from server.store.claims import Claimant, ClaimedJob, ClaimTerms, Floors, claim_job
 from server.store.codes import UNIT_CODES, UNIT_READY
 from server.store.database import Database
+from server.store.prepared import Prepared
 from server.store.schema import task as task_table
 from server.store.schema import unit, unit_detail
 from tests.integration.server.harness import Site, file, files, stage, states
+from tests.integration.server.test_server_why import why
 
-CLAIMANT = Claimant(1, "q", "s", "node")
+
+def claim(database: Database, terms: ClaimTerms, pilot_id: int, floors: Floors) -> ClaimedJob | None:
+    """A job for a pilot, as a request of its own."""
+    claimant = Claimant(pilot_id, "q", "s", "node", "}")
+    with database.at_once() as connection:
+        return claim_job(connection, terms, claimant, (uuid.uuid4().hex, 0), 1, floors, 1000.0)
 
 
 def only_bucket(site: Site, task_id: int) -> int:
@@ -37,7 +45,7 @@ def only_bucket(site: Site, task_id: int) -> int:
         )
 
 
-def claim_all(url: str, terms: ClaimTerms, barrier: Any, waits: Any = None) -> list[tuple[int, list[int]]]:
+def claim_all(url: str, terms: ClaimTerms, pilot_id: int, barrier: Any, waits: Any = None) -> list[tuple[int, list[int]]]:
     """Claim until nothing was found three times: the jobs and their units. ``waits`` takes the longest claim's time."""
     database, floors = Database(url), Floors()
     found: list[tuple[int, list[int]]] = []
@@ -45,8 +53,7 @@ def claim_all(url: str, terms: ClaimTerms, barrier: Any, waits: Any = None) -> l
     barrier.wait(60)
     while empty < 3:
         started = time.monotonic()
-        with database.write() as connection:
-            job = claim_job(connection, terms, CLAIMANT, 1, floors, 1000.0)
+        job = claim(database, terms, pilot_id, floors)
         longest = max(longest, time.monotonic() - started)
         if job is None:
             empty += 1  # others may hold all that is left for this moment
@@ -74,13 +81,14 @@ def check_race(site: Site, task_id: int, found: list[tuple[int, list[int]]], cou
 def race(site: Site, url: str, threads: int, count: int) -> list[float]:
     site.world()
     task = site.counter(count, files_per_job=3)
-    terms = ClaimTerms(only_bucket(site, task), task, "q", limit=3)
+    terms = ClaimTerms(only_bucket(site, task), task, "q", Bounds(3))
+    pilot_id = site.pilot().id
     barrier = threading.Barrier(threads)
     found: list[tuple[int, list[int]]] = []
     waits: list[float] = []
 
     def work() -> None:
-        found.extend(claim_all(url, terms, barrier, waits))
+        found.extend(claim_all(url, terms, pilot_id, barrier, waits))
 
     workers = [threading.Thread(target=work) for _ in range(threads)]
     for each in workers:
@@ -96,18 +104,19 @@ def test_real_postgres_eight_threads_claim_each_unit_once(postgres: object, make
     race(Site(url), url, threads=8, count=5000)
 
 
-def _process(url: str, terms: ClaimTerms, barrier: Any, results: Any) -> None:
-    results.put(claim_all(url, terms, barrier))
+def _process(url: str, terms: ClaimTerms, pilot_id: int, barrier: Any, results: Any) -> None:
+    results.put(claim_all(url, terms, pilot_id, barrier))
 
 
 def test_real_postgres_several_processes_claim_each_unit_once(postgres: object, make_url_of: Any) -> None:
     url = make_url_of("real_postgres")
     site = Site(url).world()
     task = site.counter(3000, files_per_job=2)
-    terms = ClaimTerms(only_bucket(site, task), task, "q", limit=2)
+    terms = ClaimTerms(only_bucket(site, task), task, "q", Bounds(2))
+    pilot_id = site.pilot().id
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(4), context.Queue()
-    processes = [context.Process(target=_process, args=(url, terms, barrier, results)) for _ in range(4)]
+    processes = [context.Process(target=_process, args=(url, terms, pilot_id, barrier, results)) for _ in range(4)]
     for each in processes:
         each.start()
     found = [each for _ in processes for each in results.get(timeout=120)]
@@ -121,7 +130,8 @@ def test_four_threads_on_sqlite_claim_each_unit_once_and_none_waits_long(make_ur
     url = make_url_of("sqlite")
     site = Site(url).world()
     task = site.counter(1200, files_per_job=3)
-    terms = ClaimTerms(only_bucket(site, task), task, "q", limit=3)
+    terms = ClaimTerms(only_bucket(site, task), task, "q", Bounds(3))
+    pilot_id = site.pilot().id
     database, floors = Database(url), Floors()  # one process: one database object, as the server has it
     found: list[tuple[int, list[int]]] = []
     waits: list[float] = []
@@ -131,8 +141,7 @@ def test_four_threads_on_sqlite_claim_each_unit_once_and_none_waits_long(make_ur
         barrier.wait(30)
         while True:
             started = time.monotonic()
-            with database.write() as connection:
-                job = claim_job(connection, terms, CLAIMANT, 1, floors, 1000.0)
+            job = claim(database, terms, pilot_id, floors)
             waits.append(time.monotonic() - started)
             if job is None:
                 return
@@ -155,7 +164,8 @@ def claimable(site: Site) -> Iterator[tuple[Site, ClaimTerms]]:
     """A task that may run, whose units a test replaces."""
     site.world()
     task = site.counter(1)
-    yield site, ClaimTerms(only_bucket(site, task), task, "q", limit=1)
+    site.pilot()
+    yield site, ClaimTerms(only_bucket(site, task), task, "q", Bounds(1))
 
 
 def put_units(site: Site, terms: ClaimTerms, units: list[ReadyUnit], others: int) -> None:
@@ -163,10 +173,10 @@ def put_units(site: Site, terms: ClaimTerms, units: list[ReadyUnit], others: int
     with site.database.write() as connection:
         connection.execute(delete(unit))
         connection.execute(delete(unit_detail))
-        rows = [(each.id, each.seq, each.size_mb, UNIT_READY) for each in units]
-        rows += [(10_000 + n, n, 1, UNIT_CODES[UnitState.DONE]) for n in range(others)]
-        for number, seq, size, state in rows:
-            values = {"id": number, "seq": seq, "size_mb": size, "state": state}
+        rows = [(each.id, each.seq, each.size_mb, each.events, UNIT_READY) for each in units]
+        rows += [(10_000 + n, n, 1, 0, UNIT_CODES[UnitState.DONE]) for n in range(others)]
+        for number, seq, size, events, state in rows:
+            values = {"id": number, "seq": seq, "size_mb": size, "state": state, "events": events}
             connection.execute(insert(unit).values(task_id=terms.task_id, bucket_id=terms.bucket_id, **values))
             connection.execute(insert(unit_detail).values(unit_id=number))
 
@@ -176,37 +186,50 @@ def ready_units(draw: st.DrawFn) -> list[ReadyUnit]:
     tiers = draw(st.lists(st.sampled_from([0, 0, 0, 1, 2, 3, 30, 31, 32, 33, 64, 99]), max_size=12))
     numbers = draw(st.lists(st.integers(0, 40), min_size=len(tiers), max_size=len(tiers), unique=True))
     sizes = draw(st.lists(st.integers(0, 50) | st.just(2**31 - 1), min_size=len(tiers), max_size=len(tiers)))
+    events = draw(st.lists(st.integers(0, 40), min_size=len(tiers), max_size=len(tiers)))
     seqs = sorted((tier << TIER_BITS) | number for tier, number in zip(tiers, numbers, strict=True))
-    return [ReadyUnit(index + 1, seq, size) for index, (seq, size) in enumerate(zip(seqs, sizes, strict=True))]
+    each = enumerate(zip(seqs, sizes, events, strict=True))
+    return [ReadyUnit(index + 1, seq, size, n) for index, (seq, size, n) in each]
 
 
-@given(
-    units=ready_units(),
-    limit=st.integers(1, 14) | st.sampled_from([64, 1000, 2**31 - 1]),
-    least=st.integers(1, 6),
-    disk=st.none() | st.integers(0, 120),
-    floor=st.integers(0, 45),
-)
-@example(units=[ReadyUnit(n, (32 << TIER_BITS) | n, 1) for n in (1, 2, 3)], limit=64, least=1, disk=None, floor=0)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_the_claim_takes_the_prefix_that_the_rule_names(
-    claimable: tuple[Site, ClaimTerms], units: list[ReadyUnit], limit: int, least: int, disk: int | None, floor: int
+def bounds() -> st.SearchStrategy[Bounds]:
+    return st.builds(
+        Bounds,
+        limit=st.integers(1, 14) | st.sampled_from([64, 1000, 2**31 - 100]),
+        min_units=st.integers(1, 6),
+        disk_mb=st.none() | st.integers(0, 120),
+        spare_mb=st.integers(0, 20),
+        out_kb_per_event=st.sampled_from([0.0, 512.0, 1024.0, 3072.0]),
+        max_events=st.none() | st.integers(1, 100),
+        aim_events=st.none() | st.integers(1, 100),
+        aim_mb=st.none() | st.integers(1, 100),
+    )
+
+
+@given(units=ready_units(), bounds=bounds(), floor=st.integers(0, 45))
+@example(units=[ReadyUnit(n, (32 << TIER_BITS) | n, 1) for n in (1, 2, 3)], bounds=Bounds(64), floor=0)
+@example(units=[ReadyUnit(1, 1, 99), ReadyUnit(2, 2, 1)], bounds=Bounds(1, disk_mb=50), floor=0)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_claim_takes_what_the_rule_names(
+    claimable: tuple[Site, ClaimTerms], units: list[ReadyUnit], bounds: Bounds, floor: int
 ) -> None:
     site, terms = claimable
     put_units(site, terms, units, others=3)
-    terms = replace(terms, limit=limit, min_units=least, disk_mb=disk)
+    terms = replace(terms, bounds=bounds)
     floors = Floors()
     floors.advance(terms.bucket_id, floor)
 
-    def rule(first: int) -> list[int]:
-        seen = [each for each in units if each.seq >= first][:limit]
-        return [each.id for each in prefix(seen, limit, least, disk)]
+    def rule(first: int, again: bool) -> list[int]:
+        seen = [each for each in units if each.seq >= first][: rows_to_look_at(bounds, again)]
+        return [each.id for each in prefix(seen, bounds)]
 
-    with site.database.write() as connection:
-        taken = take(connection, terms, 77, floors)
-        assert [each.id for each in taken] == (rule(floor) or rule(0))
-        rows = connection.execute(select(unit.c.id).where(unit.c.job_id == 77).order_by(unit.c.seq))
-        assert [row.id for row in rows] == [each.id for each in taken]
+    job = claim(site.database, terms, 1, floors)
+    bounded = bounds.disk_mb is not None or bounds.max_events is not None
+    expected = rule(floor, False) or (rule(0, True) if floor or bounded else [])
+    assert ([each.id for each in job.units] if job else []) == expected
+    with site.database.read() as connection:
+        rows = connection.execute(select(unit.c.id).where(unit.c.job_id.is_not(None)).order_by(unit.c.seq))
+        assert [row.id for row in rows] == expected
 
 
 # ---------------------------------------------------------------- what refuses a claim
@@ -260,11 +283,11 @@ def test_a_floor_never_hides_a_returned_unit_for_good(site: Site) -> None:
 def test_a_floor_does_not_keep_a_merge_from_its_least_number(site: Site) -> None:
     site.world()
     task = site.counter(8)
-    terms = ClaimTerms(only_bucket(site, task), task, "q", limit=8, min_units=5)
+    terms = ClaimTerms(only_bucket(site, task), task, "q", Bounds(8, min_units=5))
     floors = Floors()
     floors.advance(terms.bucket_id, 5)
-    with site.database.write() as connection:
-        assert len(take(connection, terms, 1, floors)) == 8
+    job = claim(site.database, terms, site.pilot().id, floors)
+    assert job is not None and len(job.units) == 8
 
 
 def test_a_retried_task_was_once_hidden_behind_the_floor_while_others_came_first(site: Site) -> None:
@@ -352,17 +375,22 @@ def test_leftovers_of_a_merge_are_taken_when_its_parent_closes(site: Site) -> No
     last = pilot.acquire()
     assert last.task_id == make
     site.tick()
-    assert [each.filter for each in pilot.ask().refusals] == ["merge"]
+    assert pilot.ask().jobs == []
+    refused = [each for each in why(site).refusals if each.task_id == merge]
+    assert [each.filter for each in refused] == ["merge"]
     pilot.fail(last, 1106)  # hopeless: the parent ends with one output
     site.agents()
     site.tick()
     assert len(pilot.acquire().units) == 1
 
 
-def test_real_postgres_walks_the_partial_index_over_200_000_units(postgres: object, make_url_of: Any) -> None:
+def test_real_postgres_walks_the_partial_index_over_200_000_units(
+    postgres: object, make_url_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     site = Site(make_url_of("real_postgres")).world()
     task = site.counter(1)
     bucket = only_bucket(site, task)
+    pilot_id = site.pilot().id
     with site.database.write() as connection:
         connection.execute(
             text(
@@ -376,26 +404,26 @@ def test_real_postgres_walks_the_partial_index_over_200_000_units(postgres: obje
         connection.execute(text("ANALYZE unit"))
         connection.execute(text("ANALYZE unit_detail"))
     plans: list[str] = []
+
+    def explain(statement: Prepared, connection: Connection, given: Mapping[str, Any]) -> Any:
+        words, fixed, _ = statement._for(connection)
+        rows = connection.exec_driver_sql(f"EXPLAIN {words}", {**fixed, **given})
+        plans.append("\n".join(row[0] for row in rows))
+        return ()
+
+    monkeypatch.setattr(Prepared, "run", explain)
     with site.database.write() as connection:
-
-        def explain(cursor: Any, statement: str, parameters: Any) -> None:
-            if statement.startswith("WITH locked"):
-                cursor.execute("EXPLAIN " + statement, parameters)
-                plans.append("\n".join(row[0] for row in cursor.fetchall()))
-
-        from sqlalchemy import event
-
-        event.listen(
-            connection,
-            "before_cursor_execute",
-            lambda _c, cursor, statement, params, *_: explain(cursor, statement, params),
-        )
-        for disk in (None, 100):
-            claim_postgres.reserve(connection, ClaimTerms(bucket, task, "q", 10, disk_mb=disk), 5, 0)
-            claim_postgres.reserve(connection, ClaimTerms(bucket, task, "q", 10, disk_mb=disk), 6, 30_000)
-    assert len(plans) == 4
+        for bounds in (Bounds(1), Bounds(10), Bounds(10, disk_mb=100)):
+            for floor in (0, 30_000):
+                terms = ClaimTerms(bucket, task, "q", bounds)
+                values = {
+                    "pilot_id": pilot_id, "site": "s", "host": "node", "request_id": "r", "ordinal": 0, "cores": 1,
+                    "now": 1000.0,
+                }  # fmt: skip
+                claim_postgres.claim(connection, terms, values, "}", floor, bounds.limit)
+    assert len(plans) == 6
     for plan in plans:
-        locked = plan.partition("CTE locked")[2].partition("CTE moved")[0]
+        locked = plan.partition("CTE locked")[2].partition("CTE chosen")[0]
         assert "unit_ready" in locked, plan
         assert "Seq Scan on unit" not in plan, plan
         assert "Sort" not in locked, plan

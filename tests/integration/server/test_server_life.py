@@ -22,12 +22,13 @@ from common.wire import (
     UnitOutcome,
     UnitResult,
 )
-from server.agents import duties, feed, resolve
-from server.agents.duties import advance_tasks
+from server.agents import feed, resolve
+from server.agents import tasks as advancing
 from server.agents.feed import feed_next_stage
 from server.agents.resolve import resolve_input
+from server.agents.tasks import advance_tasks
 from server.engine.tasks import ending
-from server.store import units
+from server.store import inputs, units
 from tests.integration.server.harness import LOG, Refused, Site, files, stage, states, uploaded
 
 
@@ -546,15 +547,15 @@ def test_a_command_that_its_state_does_not_allow(site: Site, word: str) -> None:
 
 def test_a_large_input_is_resolved_in_slices(site: Site) -> None:
     site.world()
-    task = site.submit_only(stage(given=files(*[f"f{n}" for n in range(resolve.SLICE + 5)], size=2**62)))[0]
+    task = site.submit_only(stage(given=files(*[f"f{n}" for n in range(inputs.CHUNK + 5)], size=2**62)))[0]
     resolve_input(site.dispatcher)
-    assert (site.task(task).state, site.task(task).units) == (TaskState.DEFINED, {"ready": resolve.SLICE})
+    assert (site.task(task).state, site.task(task).units) == (TaskState.DEFINED, {"ready": inputs.CHUNK})
     assert site.pilot().ask().jobs == []
     site.agents()
-    assert (site.task(task).state, site.task(task).units) == (TaskState.READY, {"ready": resolve.SLICE + 5})
+    assert (site.task(task).state, site.task(task).units) == (TaskState.READY, {"ready": inputs.CHUNK + 5})
     views = site.units(task)
-    assert [each.seq for each in views] == list(range(resolve.SLICE + 5))
-    assert [each.did for each in views] == [f"data:f{n}" for n in range(resolve.SLICE + 5)]
+    assert [each.seq for each in views] == list(range(inputs.CHUNK + 5))
+    assert [each.did for each in views] == [f"data:f{n}" for n in range(inputs.CHUNK + 5)]
     site.check_counts()
 
 
@@ -578,10 +579,10 @@ def test_a_kill_while_a_stage_is_fed_once_left_ready_units_behind(
     kill = threading.Thread(target=site.command, args=(look, "kill"))
     create = units.create
 
-    def create_late(*args: Any) -> None:
+    def create_late(*args: Any) -> list[int]:
         kill.start()
         kill.join(0.7)  # it comes through here, unless the feeder holds the stage
-        create(*args)
+        return create(*args)
 
     with monkeypatch.context() as patch:
         patch.setattr(units, "create", create_late)
@@ -632,7 +633,7 @@ def test_a_retry_while_a_task_is_ended_once_left_ready_units_behind(
         return verdict
 
     with monkeypatch.context() as patch:
-        patch.setattr(duties, "ending", judge_and_retry)
+        patch.setattr(advancing, "ending", judge_and_retry)
         advance_tasks(site.dispatcher)
     assert (site.task(task).state, site.task(task).units) == (TaskState.RUNNING, {"ready": 2})
     assert pilot.run_all() == 2

@@ -14,7 +14,8 @@ from common.wire import HeartbeatReply, HeartbeatRequest, Instruction, JobReport
 from server.agents.duties import reap
 from server.agents.runner import Agent, Runner
 from server.dispatch import reap as reaping
-from server.store import agents, pilots
+from server.store import agents, beats, pilots
+from server.store.beats import Beat
 from server.store.codes import PilotState
 from tests.integration.server.harness import Pilot, Refused, Site, states
 
@@ -183,7 +184,7 @@ def test_a_lost_pilot_is_told_so_and_gets_no_token_and_no_work(site: Site) -> No
     with pytest.raises(Refused) as refused:
         pilot.finish(job, request)
     assert refused.value.status == 410
-    pilot.grant.token = site.issuer.mint(f"pilot:{pilot.id}", ["pilot"], 3600)  # one that has not expired
+    pilot.grant.token = site.issuer.mint_pilot(pilot.id, 3600, 0)[0]  # one that has not expired
     reply2 = pilot.ask()
     assert (reply2.jobs, reply2.drain) == ([], True)
     assert pilot.beat(job).token is None
@@ -210,36 +211,28 @@ def test_a_heartbeat_that_names_foreign_or_unknown_jobs(site: Site) -> None:
     assert site.job(foreign.job_id).state == JobState.SENT
 
 
-def test_a_heartbeat_between_look_and_reap_saves_the_job(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("with_job", [True, False])
+def test_a_heartbeat_between_look_and_reap_saves_pilot_and_job(
+    site: Site, monkeypatch: pytest.MonkeyPatch, with_job: bool
+) -> None:
     site.world()
-    site.counter(1)
+    task = site.counter(1)
     pilot = site.pilot()
-    job = pilot.acquire()
-    site.tick(3700)
-    lose = reaping.lose
-
-    def after_a_heartbeat(*args: Any) -> bool:
-        pilot.beat(job)
-        return lose(*args)
-
-    monkeypatch.setattr(reaping, "lose", after_a_heartbeat)
+    if with_job:
+        pilot.acquire()
     reap(site.dispatcher)
-    assert site.job(job.job_id).state == JobState.RUNNING
-    assert state_of(site, pilot) == PilotState.ACTIVE
-
-
-def test_a_heartbeat_between_look_and_reap_saves_the_pilot(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    site.world()
-    pilot = site.pilot()
     site.tick(3700)
-    lose = pilots.lose
+    lose, answers = pilots.lose, []
 
     def after_a_heartbeat(connection: Any, *args: Any) -> bool:
-        pilots.beat(connection, pilot.id, None, site.clock.now())
-        return lose(connection, *args)
+        beats.write(connection, {pilot.id: Beat(site.clock.now())})
+        answers.append(lose(connection, *args))
+        return answers[-1]
 
     monkeypatch.setattr(pilots, "lose", after_a_heartbeat)
     reap(site.dispatcher)
+    assert answers == [False]
+    assert states(site.units(task)) == ({"reserved": 1} if with_job else {"ready": 1})
     assert state_of(site, pilot) == PilotState.ACTIVE
 
 

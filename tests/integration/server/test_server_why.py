@@ -139,7 +139,7 @@ def demand(site: Site, queue: str) -> DemandReply:
 
 
 def pilots(site: Site, *queues: str) -> list[int]:
-    site.dispatcher.looks.forget()
+    site.tick()
     return [sum(each.pilots for each in demand(site, queue).shapes) for queue in queues]
 
 

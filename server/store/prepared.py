@@ -1,0 +1,122 @@
+"""Statements of the hot path, compiled once.
+
+SQLAlchemy builds and looks up a large expression anew for each execution, which for the claim costs more than the
+database's own work. Here the expression is compiled once for each dialect, and then runs as text with bound parameters
+on the driver's own cursor, inside the same transaction, so that the driver prepares it on the server.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import namedtuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
+from typing import Any
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.sql import ClauseElement
+
+_Compiled = tuple[str, Mapping[str, Any], tuple[str, ...] | None]
+"""The text, the values that are always the same, the names in their order where parameters have no names."""
+
+
+class Prepared:
+    """A statement of SQLAlchemy Core whose parameters are all named bound parameters."""
+
+    def __init__(self, statement: ClauseElement) -> None:
+        self._statement = statement
+        self._compiled: dict[str, _Compiled] = {}
+        self._make: Any = None
+        self._mutex = threading.Lock()
+
+    def run(self, connection: Connection, parameters: Mapping[str, Any]) -> Sequence[Any]:
+        """Execute it; the rows as named tuples, if it returns any. Values are as the driver gives them."""
+        return self._execute(connection, parameters, self._rows)  # type: ignore[no-any-return]
+
+    def count(self, connection: Connection, parameters: Mapping[str, Any]) -> int:
+        """Execute it; the number of rows that it changed."""
+        return int(self._execute(connection, parameters, _changed_rows))
+
+    def many(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Execute it for each of the parameter sets."""
+        if len(rows) == 1:
+            self._execute(connection, rows[0], _changed_rows)
+        elif rows:
+            text, fixed, order = self._for(connection)
+            bound = [_bound(fixed, order, row) for row in rows]
+            with _cursor(connection) as cursor, _translation(connection, text, bound):
+                cursor.executemany(text, bound)
+
+    def _execute(self, connection: Connection, parameters: Mapping[str, Any], take: Callable[[Any], Any]) -> Any:
+        text, fixed, order = self._for(connection)
+        bound = _bound(fixed, order, parameters)
+        with _cursor(connection) as cursor:
+            try:
+                cursor.execute(text, bound)
+                return take(cursor)
+            except connection.dialect.loaded_dbapi.Error as error:
+                raise _translated(connection, text, bound, error) from error
+
+    def _rows(self, cursor: Any) -> Sequence[Any]:
+        if self._make is None:
+            # Asked once only: drivers make the description anew each time. Names that a tuple cannot have are replaced.
+            found = cursor.description
+            self._make = () if found is None else _row_type([each[0] for each in found])._make
+        return list(map(self._make, cursor.fetchall())) if self._make else ()
+
+    def _for(self, connection: Connection) -> _Compiled:
+        name = connection.dialect.name
+        found = self._compiled.get(name)
+        if found is None:
+            with self._mutex:
+                found = self._compiled[name] = _compiled(self._statement, connection)
+        return found
+
+
+def _compiled(statement: ClauseElement, connection: Connection) -> _Compiled:
+    compiled = statement.compile(dialect=connection.dialect)
+    if "__[POSTCOMPILE" in str(compiled):
+        raise AssertionError("a list of in_() must be of literal columns: its length is part of the text")
+    positions = compiled.positiontup  # type: ignore[attr-defined]
+    # Constants of the expression became parameters too; those without a value are ours to give.
+    fixed = {key: value for key, value in compiled.params.items() if value is not None}
+    return str(compiled), fixed, tuple(positions) if positions is not None else None
+
+
+def _row_type(names: list[str]) -> Any:
+    return namedtuple("Row", names, rename=True)
+
+
+def _changed_rows(cursor: Any) -> int:
+    return int(cursor.rowcount)
+
+
+def _cursor(connection: Connection) -> AbstractContextManager[Any]:
+    """A cursor of the driver, inside the transaction that the connection is in."""
+    raw = connection.connection.dbapi_connection
+    assert raw is not None
+    return closing(raw.cursor())
+
+
+@contextmanager
+def _translation(connection: Connection, text: str, bound: Any) -> Iterator[None]:
+    try:
+        yield
+    except connection.dialect.loaded_dbapi.Error as error:
+        raise _translated(connection, text, bound, error) from error
+
+
+def _translated(connection: Connection, text: str, bound: Any, error: Exception) -> Exception:
+    """The driver's error as SQLAlchemy would have told it; a connection that is gone is never used again."""
+    dialect = connection.dialect
+    gone = bool(dialect.is_disconnect(error, connection.connection.dbapi_connection, None))  # type: ignore[arg-type]
+    if gone:
+        connection.invalidate(error)
+    base = dialect.loaded_dbapi.Error
+    return DBAPIError.instance(text, bound, error, base, connection_invalidated=gone, dialect=dialect)
+
+
+def _bound(fixed: Mapping[str, Any], order: tuple[str, ...] | None, given: Mapping[str, Any]) -> Any:
+    values = {**fixed, **given}
+    return values if order is None else tuple(values[name] for name in order)

@@ -1,0 +1,258 @@
+"""Many who claim at the same moment: no unit twice; and once a pause is answered, nothing more is given."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import pytest
+from sqlalchemy import func, select
+
+from common.clock import SystemClock
+from common.states import TaskState
+from common.tokens import TokenIssuer
+from common.wire import StageInput
+from server.app import create_dispatcher
+from server.config import ServerConfig
+from server.engine.sizing import Bounds
+from server.store.claims import Claimant, ClaimTerms, Floors, claim_job
+from server.store.database import Database
+from server.store.schema import bucket
+from server.store.schema import job as job_table
+from server.store.schema import unit
+from tests.integration.server.harness import Pilot, Site, stage
+
+PROCESSES = 16
+UNITS = 20_000
+STARTED = re.compile(rb"listening on http://127.0.0.1:(\d+)")
+
+
+# ---------------------------------------------------------------- sixteen processes
+
+
+def _claim_all(url: str, pilot_id: int, terms: list[ClaimTerms], first: int, barrier: Any, results: Any) -> None:
+    """Claim from all buckets in turn, beginning somewhere else than the others, until each was empty three times."""
+    database, floors = Database(url), Floors()
+    claimant = Claimant(pilot_id, "q", "s", "node", "}")
+    found: list[tuple[int, int, list[int]]] = []
+    empty = dict.fromkeys(range(len(terms)), 0)
+    barrier.wait(120)
+    turn = first
+    while empty:
+        turn += 1
+        index = turn % len(terms)
+        if index not in empty:
+            continue
+        with database.at_once() as connection:
+            request = (uuid.uuid4().hex, 0)
+            job = claim_job(connection, terms[index], claimant, request, 1, floors, 1000.0)
+        if job is None:
+            empty[index] += 1  # others may hold all that is left for this moment
+            if empty[index] == 3:
+                del empty[index]
+        else:
+            found.append((job.job_id, terms[index].task_id, [each.id for each in job.units]))
+    database.close()
+    results.put(found)
+
+
+def test_real_postgres_sixteen_processes_claim_twenty_thousand_units_each_once(
+    make_url_of: Callable[[str], str],
+) -> None:
+    url = make_url_of("real_postgres")
+    site = Site(url).world()
+    sizes = [1, 2, 3, 7]
+    tasks = site.submit(*[stage(f"s{n}", count=UNITS // 4, files_per_job=size) for n, size in enumerate(sizes)])
+    with site.database.read() as connection:
+        rows = connection.execute(select(bucket.c.id, bucket.c.task_id)).all()
+    terms = [ClaimTerms(row.id, row.task_id, "q", Bounds(sizes[tasks.index(row.task_id)])) for row in rows]
+    pilot_id = site.pilot().id
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    barrier, results = context.Barrier(PROCESSES), context.Queue()
+    processes = [
+        context.Process(target=_claim_all, args=(url, pilot_id, terms, n, barrier, results)) for n in range(PROCESSES)
+    ]
+    for each in processes:
+        each.start()
+    found = [each for _ in processes for each in results.get(timeout=240)]
+    for each in processes:
+        each.join(30)
+        assert each.exitcode == 0
+    taken = Counter(unit_id for _, _, ids in found for unit_id in ids)
+    assert len(taken) == UNITS
+    assert set(taken.values()) == {1}, "a unit was given twice"
+    assert len({job_id for job_id, _, _ in found}) == len(found)
+    with site.database.read() as connection:
+        kept = {row.id: row.job_id for row in connection.execute(select(unit.c.id, unit.c.job_id))}
+        jobs = dict(connection.execute(select(job_table.c.id, job_table.c.n_units)).tuples().all())
+    assert kept == {unit_id: job_id for job_id, _, ids in found for unit_id in ids}
+    assert jobs == {job_id: len(ids) for job_id, _, ids in found}
+    site.check_counts()
+    site.database.close()
+
+
+# ---------------------------------------------------------------- a real server of two processes
+
+
+@dataclass
+class Served:
+    """A ``pilotage server`` over a database that the test looks into."""
+
+    port: int
+    site: Site
+
+    def post(self, path: str, body: object, token: str) -> Any:
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        request = Request(f"http://127.0.0.1:{self.port}{path}", json.dumps(body).encode(), headers, method="POST")
+        with urlopen(request, timeout=60) as reply:
+            return json.loads(reply.read())
+
+
+@pytest.fixture
+def served(make_url_of: Callable[[str], str], tmp_path: Path) -> Iterator[Served]:
+    url = make_url_of("real_postgres")
+    state = tmp_path / "state"
+    config = tmp_path / "server.toml"
+    config.write_text(f'[server]\nstate_dir = "{state}"\nport = 0\nweb_processes = 2\ndatabase = "{url}"\n')
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PILOTAGE_")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "common.cli.main", "--config", str(config), "server", "--web-only"],
+        env={**own, "XDG_CONFIG_HOME": str(tmp_path / "none"), "PYTHONUNBUFFERED": "1"},
+        cwd=Path(__file__).parents[3],
+        stderr=subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    port = int(next(filter(None, map(STARTED.search, process.stderr)))[1])
+    reader = threading.Thread(target=process.stderr.read, daemon=True)
+    reader.start()
+    site = Site(url, SystemClock())
+    key: TokenIssuer = create_dispatcher(ServerConfig(state_dir=str(state), database=url)).issuer
+    site.issuer = site.dispatcher.issuer = key
+    try:
+        yield Served(port, site)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+        reader.join(10)
+        site.database.close()
+
+
+def test_real_postgres_sixteen_pilots_over_http_get_each_unit_once(served: Served) -> None:
+    """Two web processes, each with floors and looks of its own."""
+    site = served.site.world()
+    tasks = site.submit(stage("a", count=600, files_per_job=2), stage("b", count=600, files_per_job=3))
+    pilots = [site.pilot() for _ in range(PROCESSES)]
+    barrier = threading.Barrier(PROCESSES)
+
+    def work(pilot: Pilot) -> list[tuple[int, list[int]]]:
+        found, empty = [], 0
+        offer = {"cores": 1, "memory_mb": 4000, "disk_mb": 20_000, "tags": ["apptainer"]}
+        barrier.wait(60)
+        while empty < 5:
+            body = {"request_id": uuid.uuid4().hex, "offer": offer, "max_jobs": 1}
+            jobs = served.post("/v1/jobs:acquire", body, pilot.grant.token).get("jobs", [])
+            if jobs:
+                # The same request again, as after a lost reply, perhaps to the other process.
+                again = served.post("/v1/jobs:acquire", body, pilot.grant.token)["jobs"]
+                assert [each["job_id"] for each in again] == [each["job_id"] for each in jobs]
+                empty = 0
+            else:
+                empty += 1
+                barrier_free.wait(1.1)  # a bucket that was found empty is left alone for a second
+            found += [(each["job_id"], [one["unit_id"] for one in each["units"]]) for each in jobs]
+        return found
+
+    barrier_free = threading.Event()
+    with ThreadPoolExecutor(PROCESSES) as pool:
+        found = [each for result in pool.map(work, pilots) for each in result]
+    taken = Counter(unit_id for _, ids in found for unit_id in ids)
+    assert set(taken.values()) == {1}, "a unit was given twice"
+    assert len(taken) == 1200
+    assert site.task(tasks[0]).units == site.task(tasks[1]).units == {"reserved": 600}
+    with site.database.read() as connection:
+        assert connection.execute(select(func.count()).select_from(job_table)).scalar_one() == len(found)
+    site.check_counts()
+
+
+# ---------------------------------------------------------------- a pause in the middle of claims
+
+
+def test_nothing_is_claimed_once_a_pause_is_answered(site: Site, url: str) -> None:
+    """Claims by way of another server process, which has not been told and whose look is old."""
+    site.world()
+    other = Site(url, site.clock)
+    other.issuer = site.issuer
+    tasks = site.submit(stage("a", count=2000), stage("b", count=2000, files_per_job=2))
+    pilots = [site.pilot(cores=2) for _ in range(4)]
+    stop, moving = threading.Event(), threading.Condition()
+    claimed: list[tuple[int, int]] = []
+    pauses = 0
+    failures: list[BaseException] = []
+
+    def work(pilot: Pilot, through: Site) -> None:
+        mine = Pilot(through, pilot.grant, pilot.offer, pilot.worker)
+        try:
+            while not stop.is_set():
+                seen = pauses
+                for job in mine.ask(2, uuid.uuid4().hex).jobs:
+                    with moving:
+                        claimed.append((seen, job.task_id))
+                        moving.notify_all()
+        except BaseException as error:
+            failures.append(error)
+            raise
+
+    threads = [threading.Thread(target=work, args=(each, (site, other)[n % 2])) for n, each in enumerate(pilots)]
+    for each in threads:
+        each.start()
+    try:
+        for _ in range(5):
+            with moving:
+                before = len(claimed)
+                assert moving.wait_for(lambda before=before: len(claimed) > before + 10 or failures, 60)
+            for task in tasks:
+                assert site.command(task, "pause").state == TaskState.PAUSED
+            pauses += 1  # odd: whoever asks from now on gets nothing
+            for pilot in pilots:
+                assert pilot.ask(2, uuid.uuid4().hex).jobs == []
+            pauses += 1
+            for task in tasks:
+                site.command(task, "resume")
+    finally:
+        stop.set()
+        for each in threads:
+            each.join(60)
+    assert not failures
+    assert len(claimed) > 50
+    assert [each for each in claimed if each[0] % 2] == [], "a paused task gave a job"
+    assert max(Counter(site.real_by_bucket()).values()) > 0
+    site.check_counts()
+    other.database.close()
+
+
+def test_a_get_file_call_gets_nothing_of_a_paused_task(site: Site) -> None:
+    site.world()
+    first, _ = site.submit(stage("a", count=9), stage("next", given=StageInput("a")))
+    pilot = site.pilot()
+    job = pilot.acquire()
+    site.command(first, "pause")
+    body = {"request_id": "request-1", "count": 3}
+    assert site.raw("POST", f"/v1/jobs/{job.job_id}/units:acquire", body, pilot.grant.token).json["units"] == []
+    site.command(first, "resume")
+    body["request_id"] = "request-2"
+    assert len(site.raw("POST", f"/v1/jobs/{job.job_id}/units:acquire", body, pilot.grant.token).json["units"]) == 3

@@ -1,0 +1,112 @@
+"""Each placeholder of prun: what it stands for, what is refused, what is left alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from common.wire import (
+    AssignedFile,
+    AssignedUnit,
+    Assignment,
+    CounterInput,
+    FilesInput,
+    Needs,
+    OutputPattern,
+    SecondaryInput,
+    StageSpec,
+)
+from server.engine.placeholders import JobFacts, expand, facts_of, has_placeholders, placeholder_problems
+
+FACTS = JobFacts(
+    task_id=12,
+    number=344,
+    inputs=["a.root", "b.root"],
+    streams={"IN2": ["x", "y"], "CAVIN": ["c"]},
+    events=500,
+    skip_events=250,
+    first_event=1000,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("%IN", "a.root,b.root"),
+        ("--in=%IN,z", "--in=a.root,b.root,z"),
+        ("%IN:7", "a.root,b.root:7"),
+        ("%IN2 %CAVIN", "x,y c"),
+        ("%OUT.hist.root", "12._000345.hist.root"),
+        ("%RNDM:100", "444"),
+        ("%RNDM=100", "444"),
+        ("seed%RNDM:0.txt", "seed344.txt"),
+        ("%RNDM", "%RNDM"),
+        ("%MAXEVENTS %SKIPEVENTS", "500 250"),
+        ("%FIRSTEVENT:1", "1001"),
+        ("%INPUT %in %d 100% %% %3", "%INPUT %in %d 100% %% %3"),
+        ("", ""),
+    ],
+)
+def test_what_a_placeholder_becomes(text: str, wanted: str) -> None:
+    assert expand(text, FACTS) == wanted
+
+
+def test_unknown_numbers_of_events_are_all_events() -> None:
+    assert expand("%MAXEVENTS", JobFacts(1)) == "-1"
+
+
+def assignment(*units: AssignedUnit, **more: Any) -> Assignment:
+    return Assignment(
+        job_id=7, task_id=12, workflow_id=1, stage="s", scope="u", units=list(units), requirements=Needs(), **more
+    )
+
+
+def test_facts_come_from_what_the_pilot_is_told() -> None:
+    file = AssignedFile("user:a.root")
+    ranges = [AssignedUnit(1, 4, file=file, events=250, first_event=n) for n in (250, 500)]
+    facts = facts_of(assignment(*ranges, secondary={"IN2": [AssignedFile("s:x")]}))
+    assert facts == JobFacts(
+        12, 4, inputs=["a.root"], streams={"IN2": ["x"]}, events=500, skip_events=250, first_event=1000
+    )
+    assert facts_of(assignment(AssignedUnit(1, 0, counter=9), AssignedUnit(2, 1, counter=10, events=5))).events is None
+
+
+def spec(command: list[str], **more: Any) -> StageSpec:
+    more.setdefault("input", CounterInput(1))
+    return StageSpec(name="s", command=command, **more)
+
+
+@pytest.mark.parametrize(
+    ("stage", "where"),
+    [
+        (spec(["run", "%DB:ds:file"]), "command[1]"),
+        (spec(["%SEGMENT_NAME"]), "command[0]"),
+        (spec(["%CAVIN"]), "command[0]"),
+        (spec(["%RNDM"]), "command[0]"),
+        (spec(["%IN"]), "command[0]"),
+        (spec(["run"], environment={"A": "%FIRSTEVENT"}), "environment.A"),
+        (spec(["%OUT.root"], outputs=[OutputPattern("*.txt")]), "command[0]"),
+    ],
+)
+def test_what_would_silently_mean_nothing_is_refused(stage: StageSpec, where: str) -> None:
+    assert [field for field, _ in placeholder_problems(stage)] == [where]
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        spec(["date", "+%Y-%m-%d", "%H", "50%"]),
+        spec(["%OUT.hist.root"], outputs=[OutputPattern("*.root")]),
+        spec(["%IN"], input=FilesInput([])),
+        spec(["%CAVIN"], secondary_inputs=[SecondaryInput(name="CAVIN")]),
+        spec(["%RNDM:1", "%FIRSTEVENT=0", "%MAXEVENTS"]),
+    ],
+)
+def test_what_is_the_payloads_own_is_left_alone(stage: StageSpec) -> None:
+    assert list(placeholder_problems(stage)) == []
+
+
+def test_a_stage_without_a_per_cent_sign_costs_nothing() -> None:
+    assert not has_placeholders(spec(["run", "{inputs}"]))
+    assert has_placeholders(spec(["run"], environment={"A": "%IN"}))
