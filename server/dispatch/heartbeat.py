@@ -83,9 +83,7 @@ def heartbeat(dispatcher: Dispatcher, pilot_id: int, request: HeartbeatRequest) 
     return reply, active
 
 
-def _give_up_unlisted(
-    dispatcher: Dispatcher, pilot: PilotAndJobs, request: HeartbeatRequest, long_ago: float
-) -> None:
+def _give_up_unlisted(dispatcher: Dispatcher, pilot: PilotAndJobs, request: HeartbeatRequest, long_ago: float) -> None:
     listed = {report.job_id for report in request.jobs}
     for job in pilot.jobs.values():
         if job.id not in listed and job.claimed < long_ago:

@@ -47,7 +47,11 @@ class NoticeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def notify_problem(spec: NotifySpec, config: NoticeConfig) -> str:
     """Why nobody can be told so, if so."""
-    return _mail_problem(spec.target, config) if spec.channel == NoticeChannel.EMAIL else webhook_problem(spec.target, config)
+    return (
+        _mail_problem(spec.target, config)
+        if spec.channel == NoticeChannel.EMAIL
+        else webhook_problem(spec.target, config)
+    )
 
 
 def webhook_problem(url: str, config: NoticeConfig) -> str:

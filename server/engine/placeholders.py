@@ -137,5 +137,3 @@ def _places(spec: StageSpec) -> Iterator[tuple[str, str]]:
         yield f"command[{index}]", word
     for name, text in spec.environment.items():
         yield f"environment.{name}", text
-
-

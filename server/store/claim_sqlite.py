@@ -68,7 +68,9 @@ _TELL = Prepared(
     )
 )
 _GROW = Prepared(
-    update(job).where(job.c.id == bindparam("job_id_")).values(n_units=job.c.n_units + bindparam("n", type_=literal(1).type))
+    update(job)
+    .where(job.c.id == bindparam("job_id_"))
+    .values(n_units=job.c.n_units + bindparam("n", type_=literal(1).type))
 )
 
 

@@ -244,7 +244,7 @@ def _all_files(connection: Connection, task_id: int) -> list[FileSpec]:
         )
     parts = select(task_input.c.body).where(task_input.c.task_id == task_id).order_by(task_input.c.n)
     for part in connection.execute(parts):
-        found.update((file.did, file) for file in _FILES.decode(part.body))
+        found.update((file.did, FileSpec(**msgspec.structs.asdict(file))) for file in _FILES.decode(part.body))
     return list(found.values())
 
 

@@ -120,9 +120,7 @@ def sum_up(connection: Connection) -> None:
     joined = job_count.join(task, task.c.id == job_count.c.task_id)
     by_share = select(task.c.share.label("name"), cores).select_from(joined).where(alive).group_by(task.c.share)
     owners = joined.join(workflow, workflow.c.id == task.c.workflow_id)
-    by_owner = (
-        select(workflow.c.owner.label("name"), cores).select_from(owners).where(alive).group_by(workflow.c.owner)
-    )
+    by_owner = select(workflow.c.owner.label("name"), cores).select_from(owners).where(alive).group_by(workflow.c.owner)
     for kind, query in (("share", by_share), ("owner", by_owner)):
         new = {row.name: int(row.cores) for row in connection.execute(query) if row.cores > 0}
         old = in_use(connection, kind)

@@ -242,9 +242,7 @@ _FINISH = Prepared(
 def ask_kill(connection: Connection, task_id: int, reason: str) -> int:
     """Ask the pilots of a task's live jobs to kill them; how many."""
     result = connection.execute(
-        update(job)
-        .where(job.c.task_id == task_id, ALIVE, job.c.kill_reason.is_(None))
-        .values(kill_reason=reason)
+        update(job).where(job.c.task_id == task_id, ALIVE, job.c.kill_reason.is_(None)).values(kill_reason=reason)
     )
     return int(result.rowcount)
 
@@ -253,9 +251,7 @@ def ask_kill_of_dead_tasks(connection: Connection, reason: str) -> int:
     """Ask for the kill of jobs that were being claimed while their task was killed; how many."""
     dead = select(task.c.id).where(task.c.state == TaskState.ABORTED.value)
     result = connection.execute(
-        update(job)
-        .where(job.c.task_id.in_(dead), ALIVE, job.c.kill_reason.is_(None))
-        .values(kill_reason=reason)
+        update(job).where(job.c.task_id.in_(dead), ALIVE, job.c.kill_reason.is_(None)).values(kill_reason=reason)
     )
     return int(result.rowcount)
 
@@ -298,9 +294,7 @@ def view(connection: Connection, job_id: int) -> JobView | None:
     return None
 
 
-def _views(
-    connection: Connection, table: Table, where: list[ColumnElement[bool]], limit: int
-) -> Sequence[JobView]:
+def _views(connection: Connection, table: Table, where: list[ColumnElement[bool]], limit: int) -> Sequence[JobView]:
     log = output.alias("log")
     alive = table.c.ended.is_(None)
     query = (
@@ -309,7 +303,9 @@ def _views(
         .outerjoin(pilot_report, (pilot_report.c.pilot_id == table.c.pilot_id) & alive)
         .outerjoin(
             log,
-            (log.c.job_id == table.c.id) & (log.c.role == OutputRole.LOG.value) & (log.c.state == OutputState.CONFIRMED),
+            (log.c.job_id == table.c.id)
+            & (log.c.role == OutputRole.LOG.value)
+            & (log.c.state == OutputState.CONFIRMED),
         )
         .where(*where)
         .order_by(table.c.id)

@@ -213,9 +213,7 @@ def silent(
     return found, int(last[0]) if last[1] == SLICE else None
 
 
-def silent_of_ended_workers(
-    connection: Connection, before: float, kept_since: float, limit: int
-) -> Sequence[PilotRow]:
+def silent_of_ended_workers(connection: Connection, before: float, kept_since: float, limit: int) -> Sequence[PilotRow]:
     """Active pilots, silent since ``before``, whose worker has ended for the batch system."""
     query = (
         _PILOT.outerjoin(pilot_beat, pilot_beat.c.pilot_id == pilot.c.id)

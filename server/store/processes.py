@@ -33,7 +33,9 @@ def count(connection: Connection, now: float) -> int:
     return max(1, len(connection.execute(select(web_process.c.name).where(_fresh(now))).all()))
 
 
-def idle_pilots(connection: Connection, now: float, own_name: str = "", own: Mapping[str, int] = _NONE) -> dict[str, int]:
+def idle_pilots(
+    connection: Connection, now: float, own_name: str = "", own: Mapping[str, int] = _NONE
+) -> dict[str, int]:
     """Idle pilots by queue, over all processes; this one knows its own better than what it said last."""
     total: Counter[str] = Counter(own)
     query = select(web_process.c.idle).where(_fresh(now), web_process.c.name != own_name)

@@ -13,6 +13,7 @@ from sqlalchemy import (
     Double,
     Integer,
     LargeBinary,
+    Select,
     SmallInteger,
     String,
     and_,
@@ -115,16 +116,10 @@ def _reserve(rows: Any) -> Prepared:
     )
 
 
-def _held(given: Any, digest: Any, outcome: Any, target: Any) -> CTE:
-    """The reservations that the worker holds, of files that are given by their digests: locked in one order."""
-    file = and_(project_file.c.task_id == _TASK, project_file.c.digest == digest)
-    files = project_file if given is None else given.join(project_file, file)
-    found = select(
-        reservation.c.unit_id, digest.label("digest"), outcome.label("outcome"), target.label("target")
-    ).select_from(files.join(reservation, reservation.c.unit_id == project_file.c.unit_id))
+def _held(found: Select[Any]) -> CTE:
+    """The reservations that the worker holds: locked in one order."""
     return (
-        (found.where(file) if given is None else found)
-        .where(reservation.c.worker == _WORKER, reservation.c.released.is_(None))
+        found.where(reservation.c.worker == _WORKER, reservation.c.released.is_(None))
         .order_by(reservation.c.unit_id)
         .with_for_update(of=reservation)
         .cte("held")
@@ -133,12 +128,17 @@ def _held(given: Any, digest: Any, outcome: Any, target: Any) -> CTE:
 
 
 def _one_held() -> CTE:
-    # Apart from the several, whose number PostgreSQL cannot foresee: it would plan the statement anew each time.
+    # Apart from the several, whose number PostgreSQL cannot foresee: it would plan the statement anew each time. And no
+    # join, for which a plan made while the table was small might go through all of it later.
+    digest = cast(_p("digest", LargeBinary), LargeBinary)
+    unit_id = select(project_file.c.unit_id).where(project_file.c.task_id == _TASK, project_file.c.digest == digest)
     return _held(
-        None,
-        cast(_p("digest", LargeBinary), LargeBinary),
-        cast(_p("outcome", SmallInteger), SmallInteger),
-        cast(_p("target", SmallInteger), SmallInteger),
+        select(
+            reservation.c.unit_id,
+            digest.label("digest"),
+            cast(_p("outcome", SmallInteger), SmallInteger).label("outcome"),
+            cast(_p("target", SmallInteger), SmallInteger).label("target"),
+        ).where(reservation.c.unit_id == unit_id.scalar_subquery())
     )
 
 
@@ -153,7 +153,12 @@ def _several_held() -> CTE:
         )
         .render_derived()
     )  # fmt: skip
-    return _held(given, given.c.digest, given.c.outcome, given.c.target)
+    file = and_(project_file.c.task_id == _TASK, project_file.c.digest == given.c.digest)
+    return _held(
+        select(reservation.c.unit_id, given.c.digest, given.c.outcome, given.c.target).select_from(
+            given.join(project_file, file).join(reservation, reservation.c.unit_id == project_file.c.unit_id)
+        )
+    )
 
 
 def _release(held: CTE) -> Prepared:

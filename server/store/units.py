@@ -225,9 +225,7 @@ def of_job(connection: Connection, job_id: int) -> list[UnitRow]:
     return [row_of(row) for row in _OF_JOB.run(connection, {"of_job": job_id})]
 
 
-_OF_JOB = Prepared(
-    select(unit).where(unit.c.job_id == bindparam("of_job", type_=BigInteger)).order_by(unit.c.seq)
-)
+_OF_JOB = Prepared(select(unit).where(unit.c.job_id == bindparam("of_job", type_=BigInteger)).order_by(unit.c.seq))
 
 
 def taken_by(connection: Connection, job_id: int) -> list[TakenUnit]:

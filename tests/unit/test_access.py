@@ -104,7 +104,8 @@ def test_a_route_opens_itself_to_those_of_the_design(route: Route) -> None:
     found = {role.value for role in route.access}
     pilots = re.match(r"/v1/(jobs:|jobs/\{job_id\}[:/]|pilots/)", route.path)
     world = re.match(
-        r"/v1/(sites|queues|storages|shares|settings|bans|revocations|retry-rules|tagging-rules|blocked-hosts|agents)\b", route.path
+        r"/v1/(sites|queues|storages|shares|settings|bans|revocations|retry-rules|tagging-rules|blocked-hosts|agents)\b",
+        route.path,
     )
     if (route.method, route.path) in WHO:
         assert found == WHO[route.method, route.path]

@@ -95,7 +95,9 @@ def test_the_arrangement_finds_what_matching_one_by_one_finds(
         assert bool(refusals) == (bool(given) and not expected)
 
 
-def find(buckets: Buckets, offer: Offer | None = None, now: float = NOW, without: frozenset[int] = frozenset()) -> list[int]:
+def find(
+    buckets: Buckets, offer: Offer | None = None, now: float = NOW, without: frozenset[int] = frozenset()
+) -> list[int]:
     slot = Slot(QUEUE, offer or Offer(cores=8))
     found, _ = buckets.find(slot, Moment(WORLD, now), ShareUse(SHARES, {}), 10, without)
     return [each.candidate.bucket_id for each in found]

@@ -223,9 +223,7 @@ def test_a_filter_refuses_in_its_own_words(name: str) -> None:
 # A task either names an image or does not.
 # A job's wall time is known or not.
 PAIRS = [
-    pair
-    for pair in combinations(FILTER_NAMES, 2)
-    if pair not in (("trusted", "container"), ("wall_time", "reserved"))
+    pair for pair in combinations(FILTER_NAMES, 2) if pair not in (("trusted", "container"), ("wall_time", "reserved"))
 ]
 
 

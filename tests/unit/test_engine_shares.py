@@ -121,7 +121,12 @@ def test_only_the_proportions_of_the_weights_count(
 
 
 def test_views_tell_target_and_use_in_the_order_of_service() -> None:
-    shares = [ShareSpec("a", None, 3.0), ShareSpec("b", None, 1.0), ShareSpec("a1", "a", 1.0), ShareSpec("a2", "a", 3.0)]
+    shares = [
+        ShareSpec("a", None, 3.0),
+        ShareSpec("b", None, 1.0),
+        ShareSpec("a1", "a", 1.0),
+        ShareSpec("a2", "a", 3.0),
+    ]
     use = ShareUse(shares, {"a1": 30.0, "a": 10.0, "b": 10.0})
     found = {view.name: view for view in use.views()}
     assert [view.name for view in use.views()] == ["b", "a", "a2", "a1"]
@@ -133,7 +138,12 @@ def test_views_tell_target_and_use_in_the_order_of_service() -> None:
 
 def test_siblings_use_what_is_unused_before_it_moves_up() -> None:
     # a is far above its target and b below: but of a's own, a2 uses nothing, and a1 may have all of a.
-    shares = [ShareSpec("a", None, 1.0), ShareSpec("b", None, 1.0), ShareSpec("a1", "a", 1.0), ShareSpec("a2", "a", 9.0)]
+    shares = [
+        ShareSpec("a", None, 1.0),
+        ShareSpec("b", None, 1.0),
+        ShareSpec("a1", "a", 1.0),
+        ShareSpec("a2", "a", 9.0),
+    ]
     use = ShareUse(shares, {"a1": 40.0, "b": 50.0})
     assert list(use.in_order({"a1", "b"})) == ["a1", "b"]  # a as a whole is behind, although a1 is far above its own
     use.claim("a1", 20.0)

@@ -98,11 +98,11 @@ class Refused(Exception):
 class Site:
     """A dispatcher, its app, and what the tests do with them."""
 
-    def __init__(self, url: str, clock: Optional[Clock] = None) -> None:
+    def __init__(self, url: str, clock: Optional[Clock] = None, config: Optional[ServerConfig] = None) -> None:
         self.clock = clock or FrozenClock()
         self.database = Database(url)
         self.issuer = TokenIssuer(KEY, "pilotage", self.clock)
-        self.dispatcher = Dispatcher(self.database, self.issuer, ServerConfig(), self.clock)
+        self.dispatcher = Dispatcher(self.database, self.issuer, config or ServerConfig(), self.clock)
         self.client = TestClient(create_application(self.dispatcher))
         self._numbers = itertools.count(1)
         self.alive = True

@@ -47,6 +47,7 @@ from common.wire import (
     WorkflowRequest,
     WorkflowView,
 )
+from server.agents import duties
 from server.agents.duties import DUTIES, LIVENESS_GAP_S
 from server.agents.registrar import carry_on
 from server.catalogs.registration import Answer, FakeRegistrar, Outcome
@@ -111,7 +112,9 @@ class Histories(RuleBasedStateMachine):
         self.tasks: list[int] = []
         self.deleted: set[int] = set()
         self.open: dict[int, set[str]] = {}
-        """Tasks with an open input, and the files that they were given."""
+        """Tasks with an open input, and the files that they were given, where that is known."""
+        self.opened: set[int] = set()
+        """Tasks with an input that has to be closed."""
         self.inputs: dict[int, int] = {}
         """How many units the input of each task makes, where it is known."""
         self.processed: set[tuple[int, int]] = set()
@@ -152,6 +155,7 @@ class Histories(RuleBasedStateMachine):
             elif isinstance(each.input, FilesInput):
                 self.inputs[task.id] = len(each.input.files) * (3 if each.input.events_per_unit else 1)
                 if each.input.open:
+                    self.opened.add(task.id)
                     self.open[task.id] = {one.did.removeprefix("data:") for one in each.input.files}
         self.requests[view.id] = request
 
@@ -228,10 +232,16 @@ class Histories(RuleBasedStateMachine):
         before = self.site.user("GET", f"/v1/workflows/{workflow}", reply=WorkflowView).tasks
         self.taken(view, self.requests[workflow])
         for old, new in zip(before, view.tasks, strict=True):
-            if old.id in self.inputs:  # files that were added since are cloned, too
-                self.inputs[new.id] = self.inputs[old.id]
-            if old.id in self.open:
-                self.open[new.id] = set(self.open[old.id])
+            whole = sum(old.units.values()) == self.inputs.get(old.id)
+            if old.id in self.opened:
+                self.opened.add(new.id)
+            if old.id in self.inputs and (whole or old.state not in FINAL_TASK_STATES | {TaskState.FINISHING}):
+                self.inputs[new.id] = self.inputs[old.id]  # files that were added since are cloned, too
+                if old.id in self.open:
+                    self.open[new.id] = set(self.open[old.id])
+            else:  # the original ended before all of its files were units: how many are cloned is not known
+                self.inputs.pop(new.id, None)
+                self.open.pop(new.id, None)
 
     @precondition(lambda self: self.workflows)
     @rule(data=st.data())
@@ -255,18 +265,20 @@ class Histories(RuleBasedStateMachine):
 
     # ------------------------------------------------------------ admins
 
-    @rule(name=st.sampled_from(sorted(RULES)), there=st.booleans(), code=st.sampled_from(["1305", "1..9999"]))
-    def retry_rule(self, name: str, there: bool, code: str) -> None:
+    @rule(data=st.data(), name=st.sampled_from([*RULES, "q", "r"]))
+    def admin(self, data: st.DataObject, name: str) -> None:
+        """Retry rules come and go, queues are paused and opened again."""
+        if name not in RULES:
+            status = data.draw(st.sampled_from(["online", "online", "online", "paused", "draining", "offline"]))
+            self.site.put_queue(name, status=status)
+            return
         path = f"/v1/retry-rules/{name}"
-        if there:
-            body = RetryRule(name=name, action=RULES[name], when=RetryCondition(error_codes=[code]))
+        if data.draw(st.booleans()):
+            when = RetryCondition(error_codes=[data.draw(st.sampled_from(["1305", "1..9999"]))])
+            body = RetryRule(name=name, action=RULES[name], when=when)
             self.twice(lambda: self.site.admin("PUT", path, body, RetryRule))
         else:
             assert self.site.raw("DELETE", path, token=self.site.token("admin")).status_code in (204, 404)
-
-    @rule(name=st.sampled_from("qr"), status=st.sampled_from(["online", "online", "paused", "draining", "offline"]))
-    def queue_status(self, name: str, status: str) -> None:
-        self.site.put_queue(name, status=status)
 
     # ------------------------------------------------------------ pilots and workers
 
@@ -298,6 +310,17 @@ class Histories(RuleBasedStateMachine):
         if repeat and reply.jobs:
             assert self.call(pilot, lambda: pilot.ask(jobs, word)).jobs == reply.jobs
         self.jobs += [Held(pilot, each) for each in reply.jobs]
+
+    @rule(data=st.data(), jobs=st.integers(1, 4), outputs=st.integers(0, 2))
+    def whole_jobs(self, data: st.DataObject, jobs: int, outputs: int) -> None:
+        """A pilot takes a few jobs, one after another, and all goes well."""
+        pilot = data.draw(st.sampled_from(self.pilots))
+        for _ in range(jobs):
+            for job in self.call(pilot, pilot.ask).jobs:
+                held = Held(pilot, job)
+                self.jobs.append(held)
+                self.confirm(held, pilot.success(job, *[f"w{n}" for n in range(outputs)]), 1)
+            self.heard[pilot.id] = self.clock.now()
 
     @precondition(lambda self: self.jobs)
     @rule(data=st.data(), count=st.integers(1, 3))
@@ -427,35 +450,37 @@ class Histories(RuleBasedStateMachine):
     def time_passes(self, seconds: int) -> None:
         self.later(seconds)
 
-    @rule(seconds=st.sampled_from([5, 20, 5000]))
-    def the_server_is_down(self, seconds: int) -> None:
-        self.clock.advance(seconds)
-        self.up()
-        if seconds > LIVENESS_GAP_S:
-            self.up_since = self.clock.now()
-
-    @rule(seconds=st.sampled_from([5, 3000]))
-    def the_clock_is_set_back(self, seconds: int) -> None:
-        self.clock.set_back(seconds)
-        now = self.clock.now()
-        self.up()
-        self.up_since = min(self.up_since, now)
-        self.heard = {pilot: min(heard, now) for pilot, heard in self.heard.items()}
-
-    @rule()
-    def the_database_forgets_who_was_heard_of(self) -> None:
-        """What a crash of PostgreSQL does to tables that are not logged."""
-        with self.site.database.write() as connection:
-            connection.execute(delete(pilot_beat))
-            connection.execute(delete(pilot_report))
-        self.heard = dict.fromkeys(self.heard, self.clock.now())
+    @rule(
+        what=st.sampled_from(["down", "set back", "forgotten"]),
+        seconds=st.sampled_from([5, 20, 5000]),
+        reap=st.booleans(),
+    )
+    def accident(self, what: str, seconds: int, reap: bool) -> None:
+        """The server is down for a while, its clock is set back, or a crash empties the tables that are not logged."""
+        if what == "down":
+            self.clock.advance(seconds)
+            self.up()
+            if seconds > LIVENESS_GAP_S:
+                self.up_since = self.clock.now()
+        elif what == "set back":
+            self.clock.set_back(seconds)
+            self.up()
+            self.up_since = min(self.up_since, self.clock.now())
+            self.heard = {pilot: min(heard, self.clock.now()) for pilot, heard in self.heard.items()}
+        else:
+            with self.site.database.write() as connection:
+                connection.execute(delete(pilot_beat))
+                connection.execute(delete(pilot_report))
+            self.heard = dict.fromkeys(self.heard, self.clock.now())
+        if reap:
+            duties.reap(self.site.dispatcher)
 
     @rule(data=st.data(), whole=st.booleans())
     def agents(self, data: st.DataObject, whole: bool) -> None:
-        duties = [each for each in DUTIES if each.name not in AWAY]
+        chosen = [each for each in DUTIES if each.name not in AWAY]
         if not whole:
-            duties = data.draw(st.lists(st.sampled_from(duties), min_size=1, max_size=4))
-        for duty in duties:
+            chosen = data.draw(st.lists(st.sampled_from(chosen), min_size=1, max_size=4))
+        for duty in chosen:
             duty.work(self.site.dispatcher)
         if whole:
             now = books.read(self.site.database)
@@ -571,7 +596,7 @@ class Histories(RuleBasedStateMachine):
             self.site.raw("DELETE", f"/v1/retry-rules/{name}", token=self.site.token("admin"))
         for name in "qr":
             self.site.put_queue(name)
-        for task in sorted(self.open):
+        for task in sorted(self.opened.intersection(self.tasks)):
             self.conflicts(partial(self.site.user, "POST", f"/v1/tasks/{task}/inputs:close", None, TaskView))
         for _ in range(PATIENT):
             self.later(3700)
@@ -596,4 +621,6 @@ class Histories(RuleBasedStateMachine):
             view = self.site.task(task)
             assert view.state in FINAL_TASK_STATES, view
             if view.state == TaskState.DONE and task in self.inputs:
-                assert view.units == {"done": self.inputs[task]}
+                assert view.units == {"done": self.inputs[task]}, (
+                    f"task {task} has an input of {self.inputs[task]}: {view}"
+                )

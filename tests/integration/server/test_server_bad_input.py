@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from common.wire import WorkersReportReply
 from server.access.limits import MIB
-from server.access.settings import Limits
+from server.access.settings import Limits, RoleLimit
 from server.api.routes import ROUTES
 from server.api.routing import Role
+from server.config import ServerConfig
 from tests.integration.server.harness import CHECKSUM, Site, stage, uploaded
 
 
@@ -203,7 +204,7 @@ def test_unknown_things_are_not_found(site: Site) -> None:
     site.world()
     for path in ("/v1/queues/x", "/v1/storages/x", "/v1/sites/x", "/v1/tasks/7", "/v1/jobs/7", "/v1/workflows/7",
                  "/v1/tasks/7/units", "/v1/tasks/7/outputs", "/v1/tasks/7/why", "/v1/queues/x/why", "/v1/tasks/x",
-                 "/v1/tasks/99999999999999999999", "/v1/tasks/-1", "/v2/tasks", "/"):  # fmt: skip
+                 "/v1/tasks/99999999999999999999", "/v1/tasks/-1", "/v2/tasks"):  # fmt: skip
         refuse(site.raw("GET", path, token=site.token("user")), 404)
     refuse(site.raw("GET", "/v1/queues/x/demand", token=site.token("harvester")), 404)
     refuse(site.raw("PUT", "/v1/settings/x", {"value": 1}, site.token("admin")), 404)
@@ -441,13 +442,68 @@ EXAMPLES: list[tuple[str, str, str, dict[str, Any]]] = [
             "when": {"owner": "^u", "labels": {"a": "b"}, "attributes": {"c": "d"}},
         },
     ),
+    (
+        "PATCH",
+        "/v1/tasks/1",
+        "user",
+        {"priority": 5, "share": "default", "max_attempts": 3, "sites": ["s"], "exclude_sites": [], "reason": "r"},
+    ),
+    ("POST", "/v1/workflows/1:command", "user", {"command": "pause", "reason": "r"}),
+    (
+        "POST",
+        "/v1/workflows/1:clone",
+        "user",
+        {"name": "n", "overrides": {"step": {"priority": 4}}, "labels": {"a": "b"}, "request_id": "request-9"},
+    ),
+    ("POST", "/v1/tasks/1/inputs", "user", {"files": [{"did": "data:z", "size": 5, "replicas": []}]}),
+    (
+        "POST",
+        "/v1/projects",
+        "user",
+        {
+            "name": "p", "files": [{"did": "data:p", "attributes": {"a": 1}}], "attributes": {"b": 2}, "virtual": True,
+            "worker_timeout_s": 60, "users": ["u"], "request_id": "request-7",
+        },
+    ),
+    ("POST", "/v1/projects/2/files", "user", {"files": [{"did": "data:q"}]}),
+    (
+        "POST",
+        "/v1/projects/2/files:reserve",
+        "user",
+        {"request_id": "request-8", "worker": "w", "cpu_site": "s", "count": 1, "wait_s": 0},
+    ),
+    (
+        "POST",
+        "/v1/projects/2/files:release",
+        "user",
+        {"worker": "w", "files": [{"did": "data:p", "outcome": "done"}]},
+    ),
+    ("POST", "/v1/projects/2:restart", "user", {"states": ["failed"], "dids": ["data:p"]}),
+    ("POST", "/v1/projects/2:copy", "user", {"name": "c", "users": ["v"], "idle_timeout_s": None}),
+    ("PUT", "/v1/secrets/x", "user", {"value": "v"}),
+    ("POST", "/v1/login", "user", {"code": "c" * 20, "nonce": "n" * 20}),
+    ("POST", "/v1/login:renew", "user", {"refresh_token": "t" * 40}),
+    ("POST", "/v1/logout", "user", {"refresh_token": "t" * 40}),
+    ("POST", "/v1/bans", "admin", {"kind": "user", "name": "zoe", "reason": "r", "expires": 5e9}),
+    ("POST", "/v1/revocations", "admin", {"kind": "person", "value": "zoe", "reason": "r"}),
+    (
+        "PUT",
+        "/v1/retry-rules/x",
+        "admin",
+        {
+            "name": "x", "action": {"kind": "more_memory", "cap_mb": 9000, "factor": 2.0}, "position": 3, "active": False,
+            "when": {"sources": ["payload"], "message": "out of .*", "labels": {"a": "b"}, "sites": ["s"]},
+        },
+    ),
+    ("PUT", "/v1/agents/sweep-unconfirmed", "admin", {"enabled": False}),
 ]  # fmt: skip
 
 
 def test_every_route_with_a_body_has_an_example() -> None:
     def shape(path: str) -> str:
-        for name in ("{job_id}", "{task_id}", "{pilot_id}"):
+        for name in ("{job_id}", "{task_id}", "{pilot_id}", "{workflow_id}"):
             path = path.replace(name, "1")
+        path = path.replace("{project_id}", "2").replace("/v1/agents/{name}", "/v1/agents/sweep-unconfirmed")
         return path.replace("{name}", "x").replace("{key}", "sweep_after_s")
 
     wanted = {(route.method, shape(route.path)) for route in ROUTES if route.request is not None}
@@ -480,10 +536,24 @@ ODD = [
 ]  # fmt: skip
 
 
+UNLIMITED = RoleLimit(0.0, 0.0, 256)
+
+
 @pytest.fixture
 def fuzzed(site: Site) -> Iterator[tuple[Site, dict[str, str]]]:
+    # Its clock stands still, so that whoever asks too often would have to wait for ever.
+    limits = Limits(anybody=UNLIMITED, person=UNLIMITED, admin=UNLIMITED, harvester=UNLIMITED)
+    url = site.database.url.render_as_string(hide_password=False)
+    site = Site(url, site.clock, ServerConfig(limits=limits))
     site.world()
     site.submit(stage(count=200, files_per_job=2))
+    site.call(
+        "POST",
+        "/v1/projects",
+        {"name": "p", "virtual": True, "files": [{"did": "data:p"}]},
+        None,
+        site.token("user", "u"),
+    )
     pilot = site.pilot(cores=4)
     pilot.acquire()
     while site.dispatcher.polls.acquire(blocking=False):

@@ -45,7 +45,9 @@ def only_bucket(site: Site, task_id: int) -> int:
         )
 
 
-def claim_all(url: str, terms: ClaimTerms, pilot_id: int, barrier: Any, waits: Any = None) -> list[tuple[int, list[int]]]:
+def claim_all(
+    url: str, terms: ClaimTerms, pilot_id: int, barrier: Any, waits: Any = None
+) -> list[tuple[int, list[int]]]:
     """Claim until nothing was found three times: the jobs and their units. ``waits`` takes the longest claim's time."""
     database, floors = Database(url), Floors()
     found: list[tuple[int, list[int]]] = []

@@ -54,7 +54,9 @@ def _jobs() -> None:
     # Requests made before this migration are not repeated after it: any name that is unique will do.
     op.execute("UPDATE job SET request_id = 'job-' || id")
     with op.batch_alter_table("job") as batch:
-        batch.alter_column("request_id", server_default=None, existing_type=sa.String(length=64), existing_nullable=False)
+        batch.alter_column(
+            "request_id", server_default=None, existing_type=sa.String(length=64), existing_nullable=False
+        )
         batch.alter_column("ordinal", server_default=None, existing_type=sa.SmallInteger(), existing_nullable=False)
         batch.create_unique_constraint("job_request", ["pilot_id", "request_id", "ordinal"])
         batch.create_index(
@@ -104,7 +106,11 @@ def _new_tables() -> None:
         sa.PrimaryKeyConstraint("task_id", "queue", "state"),
     )
     op.create_index(
-        "job_count_alive", "job_count", ["task_id"], postgresql_where=sa.text("state < 10"), sqlite_where=sa.text("state < 10")
+        "job_count_alive",
+        "job_count",
+        ["task_id"],
+        postgresql_where=sa.text("state < 10"),
+        sqlite_where=sa.text("state < 10"),
     )
     op.create_table(
         "cores_in_use",

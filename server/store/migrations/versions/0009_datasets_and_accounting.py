@@ -148,9 +148,7 @@ def downgrade() -> None:
     for name in _NEW:
         op.drop_table(name)
     op.drop_index("output_unswept", table_name="output", postgresql_where=_UNSWEPT, sqlite_where=_UNSWEPT)
-    op.create_index(
-        "output_unswept", "output", ["recorded"], postgresql_where=_OLD_UNSWEPT, sqlite_where=_OLD_UNSWEPT
-    )
+    op.create_index("output_unswept", "output", ["recorded"], postgresql_where=_OLD_UNSWEPT, sqlite_where=_OLD_UNSWEPT)
     for column in ("sweep_since", "registration", "pattern"):
         op.drop_column("output", column)
     op.drop_column("job", "confirmed")
