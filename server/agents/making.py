@@ -24,7 +24,8 @@ def make_units(
 
     The task's row must be held, and has still to be told their number.
     """
-    world = dispatcher.looks.get().world
+    # A storage that was described a moment ago must not be taken for unknown: its units would be lost.
+    world = dispatcher.looks.fresh().world
     cutter = cutter_of(dispatcher, task, world)
     if task.outside:
         cutter = replace(cutter, virtual=projects.is_virtual(connection, task.id))

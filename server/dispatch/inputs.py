@@ -28,7 +28,7 @@ def add_files(dispatcher: Dispatcher, caller: Caller, task_id: int, request: Inp
         Conflict: the task takes no more.
         Forbidden: it is somebody else's.
     """
-    look = dispatcher.looks.get()
+    look = dispatcher.looks.fresh()
     now = dispatcher.now()
     with dispatcher.database.write() as connection:
         task, source = _mine(connection, caller, task_id)

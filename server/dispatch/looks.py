@@ -102,6 +102,11 @@ class Looks:
         finally:
             self._renewing.release()
 
+    def fresh(self) -> Look:
+        """A look taken now: for what must not be decided by what was so a second ago, as when units are given up."""
+        with self._renewing:
+            return self._renew()
+
     def buckets(self) -> Buckets:
         """The buckets with ready units; to be used with :attr:`mutex` held. As old as the look."""
         if self._ready is None:

@@ -87,7 +87,7 @@ def _problems(dispatcher: Dispatcher, request: ProjectRequest) -> list[Problem]:
 
 
 def _file_problems(dispatcher: Dispatcher, files: Sequence[ProjectFile], virtual: bool) -> list[Problem]:
-    means = Means(dispatcher.looks.get().world, stagers=frozenset(dispatcher.plugins.stagers))
+    means = Means(dispatcher.looks.fresh().world, stagers=frozenset(dispatcher.plugins.stagers))
     found = list(check_file_list(files, "$.files", means, recall=True))
     if not virtual:
         words = "say where it lies, or make the project virtual"

@@ -728,3 +728,12 @@ def test_a_task_can_be_told_as_it_was_submitted(world: Site) -> None:
             told = inputs.restored(connection, task_id, msgspec.json.decode(spec))
         assert msgspec.convert(told, type(original)) == original
         world.agents()
+
+
+def test_units_were_once_lost_for_a_storage_that_was_described_a_moment_before(world: Site) -> None:
+    agents = Site(world.database.url.render_as_string(hide_password=False), world.clock)  # another process
+    agents.dispatcher.looks.get()
+    world.put_storage("new", "s")
+    (task,) = world.submit_only(stage(given=FilesInput([file("a", "new")])))
+    resolve_input(agents.dispatcher)
+    assert states(world.units(task)) == {"ready": 1}
