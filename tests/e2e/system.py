@@ -53,6 +53,8 @@ FAST = {
     "sweep_after_s": 2.0,
     "idle_exit_s": 120.0,
     "acquire_wait_s": 2.0,
+    # Everything runs on one host, and much of it is made to fail.
+    "host_failures": 10_000,
 }
 """The knobs of a small system that is in a hurry; ``settings`` overrides them."""
 PILOT_FAST = {"PILOTAGE_PILOT_WATCH_S": "0.2", "PILOTAGE_PILOT_MEMORY_GRACE_S": "0.3"}
