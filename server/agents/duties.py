@@ -30,6 +30,8 @@ LIVENESS_PERIOD_S = 2.0
 """How often the web side says that it is up."""
 LIVENESS_GAP_S = 10.0
 """A longer gap means that it was down."""
+CLAIM_S = 3600.0
+"""A claim that was under way when its task was killed has long been committed by then."""
 
 
 def reap(dispatcher: Dispatcher) -> int:
@@ -38,7 +40,7 @@ def reap(dispatcher: Dispatcher) -> int:
     with dispatcher.database.read() as connection:
         up_since = agents.up_since(connection, LIVENESS_GAP_S, now)
     with dispatcher.database.write(durable=False) as connection:
-        jobs.ask_kill_of_dead_tasks(connection, "its task was killed")
+        jobs.ask_kill_of_dead_tasks(connection, "its task was killed", now - CLAIM_S)
     # An outage shorter than the gap counts as time when the server was up: it alone must lose nothing.
     return 0 if up_since is None else reap_silent(dispatcher, up_since, LIVENESS_GAP_S)
 
@@ -52,7 +54,7 @@ def recount(dispatcher: Dispatcher) -> int:
 
 
 def sum_up(dispatcher: Dispatcher) -> int:
-    """Sum up the cores that shares and owners use."""
+    """Sum up the cores that shares and owners use anew; between two times the changes of counts are added to them."""
     with dispatcher.database.write(durable=False) as connection:
         job_counts.sum_up(connection)
     return 0
@@ -73,7 +75,7 @@ DUTIES: tuple[Agent, ...] = (
     Agent("write-notices", 5.0, write_notices),
     Agent("deliver-notices", 5.0, deliver_notices),
     Agent("recount-buckets", 1.0, recount),
-    Agent("sum-up-use", 2.0, sum_up),
+    Agent("sum-up-use", 300.0, sum_up),
     Agent("split-work", 10.0, split_work),
     Agent("reap-silent", 2.0, reap),
     Agent("time-out-jobs", 10.0, time_out_jobs),

@@ -8,7 +8,7 @@ from server.dispatch.context import Dispatcher
 from server.store import cursors, measure
 
 PERIOD_S = 10.0
-SPARE = 50
+SPARE = 100
 """Measuring may take one part in so many of the time: in a huge system it is done less often."""
 SLICES = 10
 """Slices of events counted in one run at the most."""

@@ -224,5 +224,5 @@ def _fail(dispatcher: Dispatcher, connection: Connection, job_id: int, left_behi
     kind = f"JOB_{state.name}"
     event = events.Event(now, kind, "job", job.id, job.task_id, job.id, source=job.state, target=state, detail=detail)
     events.add(connection, event)
-    dispatcher.floors.reset(job.bucket_id)
+    dispatcher.came_back(job.bucket_id)
     return 1

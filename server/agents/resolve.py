@@ -40,7 +40,7 @@ def resolve_input(dispatcher: Dispatcher) -> int:
         ended = inputs.ended(connection)
     if ended:
         with dispatcher.database.write() as connection:
-            inputs.drop(connection, ended)
+            inputs.put_aside(connection, ended)
     for task_id in plain:
         _resolve_plain(dispatcher, task_id)
     for task_id in listed:

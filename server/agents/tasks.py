@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from common.states import TaskState, UnitState
+from common.wire import CounterInput
 from server.dispatch.commands import SLICE, move_units
 from server.dispatch.context import Dispatcher
 from server.engine import problems as rules
-from server.engine.tasks import ending
-from server.store import moves, problems, tasks, units, workflows
+from server.engine.tasks import Verdict, ending
+from server.store import inputs, moves, problems, tasks, units, workflows
 from server.store.database import Connection
 from server.store.moves import MoveKind
 from server.store.tasks import TaskBrief
@@ -85,10 +86,21 @@ def _advance(connection: Connection, task_id: int, now: float) -> bool:
         return moves.work_slice(connection, task_id, SLICE, now).moved > 0
     verdict = ending(brief.state, counts, brief.input_closed)
     if verdict is not None:
+        if brief.state == TaskState.FINISHING and verdict.state == TaskState.DONE and _cut_short(connection, task_id):
+            verdict = Verdict(TaskState.FINISHED, "told to finish before all of its input was units")
         return workflows.move(connection, brief, verdict.state, now, reason=verdict.reason, final=True)
     if brief.state != TaskState.READY or not tasks.with_jobs(connection, [task_id]):
         return False
     return workflows.move(connection, brief, TaskState.RUNNING, now)
+
+
+def _cut_short(connection: Connection, task_id: int) -> bool:
+    """Whether a task has input that never became units."""
+    task = workflows.get_task(connection, task_id)
+    given = task.spec.input if task is not None else None
+    if task is not None and isinstance(given, CounterInput):
+        return task.resolved < given.count
+    return inputs.untaken(connection, task_id)
 
 
 def pause_problem_tasks(dispatcher: Dispatcher) -> int:

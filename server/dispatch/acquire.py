@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import msgspec
@@ -19,16 +18,17 @@ from common.wire import (
 )
 from server.config import Knobs
 from server.dispatch import heartbeat
-from server.dispatch.assign import assigned_unit, assignment
+from server.dispatch.assign import assigned_unit, assignment, facts_of
 from server.dispatch.context import Dispatcher, Look
 from server.dispatch.errors import Conflict, Gone, NotFound, Unauthenticated
 from server.engine.matching import Candidate, Match, Slot, effective_offer, gpu_fits
 from server.engine.reservations import whole_slot
 from server.engine.sizing import Bounds, SlotSize, job_bounds, without_input
 from server.store import claims, jobs, measurements, pilots, retry_rules, units
-from server.store.claims import Claimant, ClaimedJob, ClaimTerms
+from server.store.claims import Asked, Claimant, ClaimedJob, ClaimTerms
 from server.store.codes import PilotState
 from server.store.database import Connection, IntegrityError
+from server.store.jobs import JobFacts
 from server.store.pilots import PilotRow
 
 MAX_UNITS = 10_000
@@ -37,9 +37,9 @@ FOREIGN_CHANGE_S = 0.5
 """How often a waiting request looks for what other processes changed."""
 MIN_RETRY_S = 0.5
 AT_ONCE = 4
-"""Buckets that are picked at once, to be tried one after another."""
+"""Buckets that are picked at once, to be tried one after another, when the best had no unit."""
 EMPTY_S = 1.0
-"""How long a bucket in which nothing was found is left alone by this process: all may have been locked."""
+"""How long a bucket in which nothing more was found is left alone by this process: some may have been locked."""
 
 
 def acquire(dispatcher: Dispatcher, pilot_id: int, request: AcquireRequest) -> AcquireReply:
@@ -133,12 +133,17 @@ def _try(dispatcher: Dispatcher, pilot: PilotRow, request: AcquireRequest) -> Ac
         return _again(dispatcher, pilot, earlier)
     finally:
         dispatcher.watch.claim(dispatcher.clock.monotonic() - started)
+    for job, _ in found:
+        dispatcher.jobs.put(job.job_id, JobFacts(job.task_id, job.bucket_id, pilot.id, queue.name, queue.site))
     if not found:
         rate = look.knobs.idle_requests_per_s / look.processes
         wait_s = dispatcher.idle.wait_of(pilot.id, pilot.queue, rate, dispatcher.clock.monotonic())
         return AcquireReply(refusals=refusals, retry_after_s=wait_s)
     return AcquireReply(
-        jobs=[assignment(dispatcher, look, queue.site, job, of.memory_mb, of.wall_s, queue) for job, of in found]
+        jobs=[
+            assignment(dispatcher, look, queue.site, job, facts_of(of.traits), of.memory_mb, of.wall_s, queue)
+            for job, of in found
+        ]
     )
 
 
@@ -195,52 +200,53 @@ def _claim_one(
     moment = look.moment(dispatcher.now())
     while True:
         with dispatcher.looks.mutex:
-            matches, refusals = buckets.find(slot, moment, look.share_use, AT_ONCE, frozenset(tried))
+            matches, refusals = buckets.find(slot, moment, look.share_use, AT_ONCE if tried else 1, frozenset(tried))
         if not matches:
             return [], refusals
         for match in matches:
             candidate = match.candidate
-            claim = _claim(dispatcher, look, pilot, slot, match, request)
+            asked = _asked(dispatcher, look, pilot, slot, match, request)
+            scouting = candidate.traits.scouting is not None
             if connection is not None:
-                job = claim(connection)
-            elif candidate.traits.scouting is not None:
+                job = _claim_in(dispatcher, connection, asked, scouting, look)
+            elif scouting:
                 with dispatcher.database.write() as own:
-                    job = claim(own)
+                    job = _claim_in(dispatcher, own, asked, scouting, look)
             else:
-                job = dispatcher.database.together(claim)
+                job = dispatcher.claims.claim(asked)
             if job is not None:
                 with dispatcher.looks.mutex:
                     look.share_use.claim(candidate.traits.share, candidate.traits.requirements.cores)
+                    if job.emptied:
+                        buckets.set_aside(candidate.bucket_id, dispatcher.clock.monotonic() + EMPTY_S)
                 return [(job, candidate)], []
             tried.add(candidate.bucket_id)
             with dispatcher.looks.mutex:
                 buckets.set_aside(candidate.bucket_id, dispatcher.clock.monotonic() + EMPTY_S)
 
 
-def _claim(
-    dispatcher: Dispatcher,
-    look: Look,
-    pilot: PilotRow,
-    slot: Slot,
-    match: Match,
-    request: tuple[str, int],
-) -> Callable[[Connection], ClaimedJob | None]:
+def _asked(
+    dispatcher: Dispatcher, look: Look, pilot: PilotRow, slot: Slot, match: Match, request: tuple[str, int]
+) -> Asked:
     candidate = match.candidate
     detail = {"queue": slot.queue.name, "pilot": pilot.id, "host": pilot.host}
     told = "," + msgspec.json.encode(detail).decode()[1:]
     claimant = Claimant(pilot.id, slot.queue.name, slot.queue.site, pilot.host, told)
-    terms, cores = terms_of(candidate, slot, look.knobs, match.direct), candidate.traits.requirements.cores
+    terms = terms_of(candidate, slot, look.knobs, match.direct)
+    return Asked(terms, claimant, *request, candidate.traits.requirements.cores, dispatcher.now())
 
-    def claim(connection: Connection) -> ClaimedJob | None:
-        scout = candidate.traits.scouting is not None
-        if scout and not measurements.take_scout(connection, terms.task_id, look.knobs.scout_count):
-            return None
-        job = claims.claim_job(connection, terms, claimant, request, cores, dispatcher.floors, dispatcher.now())
-        if job is None and scout:
-            measurements.give_back_scout(connection, terms.task_id)
-        return job
 
-    return claim
+def _claim_in(
+    dispatcher: Dispatcher, connection: Connection, asked: Asked, scouting: bool, look: Look
+) -> ClaimedJob | None:
+    """Claim inside a transaction; a scout job only while there are fewer than there may be."""
+    task_id = asked.terms.task_id
+    if scouting and not measurements.take_scout(connection, task_id, look.knobs.scout_count):
+        return None
+    job = claims.claim_job(connection, asked, dispatcher.floors)
+    if job is None and scouting:
+        measurements.give_back_scout(connection, task_id)
+    return job
 
 
 def terms_of(candidate: Candidate, slot: Slot, knobs: Knobs, direct: bool = False) -> ClaimTerms:
@@ -285,12 +291,14 @@ def _again(dispatcher: Dispatcher, pilot: PilotRow, job_ids: list[int]) -> Acqui
     for job_id in job_ids:
         with dispatcher.database.read() as connection:
             row = jobs.get(connection, job_id)
+            task = dispatcher.task(connection, row.task_id) if row is not None else None
             taken = units.taken_by(connection, job_id)
             place = retry_rules.places(connection, [row.bucket_id])[row.bucket_id] if row is not None else None
-        if row is not None and place is not None and row.state not in FINAL_JOB_STATES:
+        if row is not None and task is not None and place is not None and row.state not in FINAL_JOB_STATES:
             job = ClaimedJob(job_id, row.task_id, row.bucket_id, taken)
             queue = look.world.queues.get(pilot.queue)
-            found.append(assignment(dispatcher, look, pilot.site, job, place.memory_mb, place.wall_s, queue))
+            facts = facts_of(task)
+            found.append(assignment(dispatcher, look, pilot.site, job, facts, place.memory_mb, place.wall_s, queue))
     return AcquireReply(jobs=found)
 
 

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from msgspec import structs
 
-from common.wire import AssignedFile, AssignedUnit, Assignment, FileSpec, QueueSpec, RemoteIo, Replica, ReplicaSpec
+from common.wire import (
+    AssignedFile,
+    AssignedUnit,
+    Assignment,
+    FileSpec,
+    Measured,
+    QueueSpec,
+    RemoteIo,
+    Replica,
+    ReplicaSpec,
+    StageSpec,
+)
 from server.dispatch.context import Dispatcher, Look
-from server.dispatch.errors import NotFound
 from server.dispatch.payload import complete
 from server.engine.inputs import in_turn, is_tape
+from server.engine.matching import Traits
 from server.engine.sizing import number_of, told
 from server.engine.world import NEVER, World, is_direct
 from server.store import inputs
@@ -18,28 +30,42 @@ from server.store.claims import ClaimedJob, TakenUnit
 from server.store.workflows import TaskRow
 
 
+@dataclass(frozen=True, slots=True)
+class TaskFacts:
+    """What a pilot has to know of a task."""
+
+    task_id: int
+    workflow_id: int
+    stage: str
+    scope: str
+    owner: str
+    spec: StageSpec
+    measured: Measured | None
+
+
+def facts_of(task: TaskRow | Traits) -> TaskFacts:
+    """From a task's row, or from what matching knows of it."""
+    task_id = task.task_id if isinstance(task, Traits) else task.id
+    return TaskFacts(task_id, task.workflow_id, task.stage, task.scope, task.owner, task.spec, task.measured)
+
+
 def assignment(
     dispatcher: Dispatcher,
     look: Look,
     site: str,
     claimed: ClaimedJob,
+    task: TaskFacts,
     memory_mb: int = 0,
     wall_s: int = 0,
     queue: QueueSpec | None = None,
 ) -> Assignment:
     """All that a pilot at ``site`` needs to run a job; ``memory_mb`` and ``wall_s`` are what its bucket asks for."""
     world = look.world
-    task = dispatcher.tasks.known(claimed.task_id)
-    if task is None:
-        with dispatcher.database.read() as connection:
-            task = dispatcher.tasks.get(connection, claimed.task_id)
-    if task is None:
-        raise NotFound(f"task {claimed.task_id} is gone")
     spec = task.spec
     needs = told(spec, task.measured, look.knobs, sum(each.events or 1 for each in claimed.units))
     made = Assignment(
         job_id=claimed.job_id,
-        task_id=task.id,
+        task_id=task.task_id,
         workflow_id=task.workflow_id,
         stage=task.stage,
         scope=task.scope,
@@ -92,15 +118,15 @@ def _read_directly(units: Sequence[AssignedUnit]) -> bool:
 
 
 def _secondary(
-    dispatcher: Dispatcher, task: TaskRow, world: World, site: str, job_id: int
+    dispatcher: Dispatcher, task: TaskFacts, world: World, site: str, job_id: int
 ) -> dict[str, list[AssignedFile]]:
     """The files of each secondary input that are this job's turn."""
     with dispatcher.database.read() as connection:
-        counts = inputs.secondary_counts(connection, task.id)
+        counts = inputs.secondary_counts(connection, task.task_id)
         wanted = {
             each.name: in_turn(job_id, each.per_job, counts.get(each.name, 0)) for each in task.spec.secondary_inputs
         }
-        found = inputs.secondary_files(connection, task.id, wanted)
+        found = inputs.secondary_files(connection, task.task_id, wanted)
     return {name: [_common_file(file, world, site) for file in files] for name, files in found.items()}
 
 

@@ -11,8 +11,7 @@ from server.dispatch.context import Dispatcher
 from server.engine.accounting import EndedJob, sum_up
 from server.engine.datasets import Naming, assign_numbers, base_name, datasets_of
 from server.engine.provenance import OutputOrigin, UnitOrigin, job_document
-from server.store import accounting, datasets, outputs, provenance, workflows
-from server.store.codes import OutputState
+from server.store import accounting, datasets, provenance, workflows
 from server.store.database import Connection
 from server.store.datasets import Attached
 from server.store.outputs import OutputRow
@@ -48,9 +47,16 @@ class _Names:
         found = (dispatcher.task(connection, task_id) for task_id in sorted(task_ids))
         self._tasks = {task.id: task for task in found if task is not None}
         self._workflows = workflows.names(connection, {task.workflow_id for task in self._tasks.values()})
+        self._bases: dict[tuple[int, int | None], tuple[str, str, Any] | None] = {}
 
     def base(self, row: OutputRow) -> tuple[str, str, Any] | None:
         """Scope, what the names begin with, and the pattern; None when task or pattern are gone."""
+        key = row.task_id, row.pattern
+        if key not in self._bases:
+            self._bases[key] = self._base(row)
+        return self._bases[key]
+
+    def _base(self, row: OutputRow) -> tuple[str, str, Any] | None:
         task = self._tasks.get(row.task_id)
         if task is None or row.pattern is None or row.pattern > len(task.spec.outputs):
             return None
@@ -92,7 +98,7 @@ def write_books(dispatcher: Dispatcher, connection: Connection, limit: int, now:
     if len(found) < len(set(ids)):
         gone = sorted(set(ids) - set(found))
         logger.error("%d jobs were deleted before they were written into the books: %s …", len(gone), gone[:10])
-    visible = outputs.of_jobs(connection, list(found), [OutputState.CONFIRMED])
+    visible = provenance.written(connection, list(found))
     attach_outputs(dispatcher, connection, visible, now)
     records = provenance.record_tasks(connection, {ended.task_id for ended, _ in found.values()})
     units = provenance.units(connection, list(found))

@@ -1,14 +1,15 @@
-"""What does not change, or seldom: tasks as claims and confirmations need them, pilots as they registered."""
+"""What does not change, or seldom: tasks as claims and confirmations need them, pilots as they registered, jobs."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Generic, TypeVar
 
-from server.store import pilots, workflows
+from server.store import jobs, pilots, workflows
 from server.store.database import Connection
+from server.store.jobs import JobFacts
 from server.store.pilots import PilotRow
 from server.store.workflows import TaskRow
 
@@ -96,3 +97,27 @@ class Pilots:
     def drop(self, pilot_id: int) -> None:
         """It has ended, or is taken for lost."""
         self._recent.drop([pilot_id])
+
+
+class Jobs:
+    """What never changes of jobs."""
+
+    MOST = 50_000
+
+    def __init__(self) -> None:
+        self._recent: _Recent[JobFacts] = _Recent(self.MOST)
+
+    def put(self, job_id: int, facts: JobFacts) -> None:
+        """A job was claimed."""
+        self._recent.put(job_id, facts)
+
+    def get(self, connection: Connection, job_ids: Sequence[int]) -> dict[int, JobFacts]:
+        """Of those of the jobs that are there. On PostgreSQL."""
+        known = {job_id: self._recent.get(job_id) for job_id in job_ids}
+        found = {job_id: facts for job_id, facts in known.items() if facts is not None}
+        if len(found) < len(known):
+            read = jobs.facts(connection, [job_id for job_id, facts in known.items() if facts is None])
+            for job_id, facts in read.items():
+                self._recent.put(job_id, facts)
+            found |= read
+        return found

@@ -4,15 +4,17 @@ Only the confirmation turns units to done and outputs to visible, in one transac
 outputs, both wait for that. It may be repeated after a lost reply; a job that ended otherwise meanwhile is answered
 with :class:`Gone`.
 
-Statements are few, as each is a way to the database and back: record takes two (beside what is known of the task), a
-confirmation in which all went well four.
+On PostgreSQL what is plain is carried out for many jobs together (:mod:`server.dispatch.commit_together`); here is the
+long way, one job at a time: for whatever is not plain, and on SQLite, where several share a transaction.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
 
 import msgspec
 
@@ -21,34 +23,34 @@ from common.states import JobState, UnitState, allowed
 from common.wire import (
     FinishReply,
     FinishRequest,
-    OutputDestination,
     OutputRecord,
     RecordReply,
     RecordRequest,
-    Registration,
     UnitOutcome,
     UnitsReleaseReply,
     UnitsReleaseRequest,
 )
-from server.dispatch import failing
+from server.dispatch import commit_together, failing
 from server.dispatch.acquire import not_held
+from server.dispatch.commit_together import Asked
 from server.dispatch.context import Dispatcher, Look
 from server.dispatch.errors import Conflict, Gone, Unprocessable
-from server.dispatch.facts import pattern_of, registration_of, task_facts
+from server.dispatch.facts import task_facts
 from server.dispatch.gone_wrong import note_end
+from server.dispatch.new_outputs import check_files, new_output, recorded, storage_for
 from server.dispatch.settle import Said, held_units, settle_units
-from server.engine.naming import name_problem, output_did, output_path
 from server.engine.outcomes import outcome_of
-from server.engine.workflows import attributes_problem
 from server.engine.world import World
 from server.store import commits, events, jobs, measurements, outputs, units
 from server.store.codes import OutputState
 from server.store.commits import Conclusion
 from server.store.database import Connection
 from server.store.jobs import JobEnd, JobRow
-from server.store.outputs import NewOutput, Place
+from server.store.outputs import NewOutput
 from server.store.units import UnitRow
 from server.store.workflows import TaskRow
+
+T = TypeVar("T")
 
 END_STATES = (JobState.FINISHED, JobState.FAILED, JobState.CANCELLED, JobState.CLOSED)
 
@@ -61,15 +63,29 @@ def record(dispatcher: Dispatcher, pilot_id: int, job_id: int, request: RecordRe
         Gone: the job is over.
         Unprocessable: a name cannot be used, or no storage may take the output.
     """
-    world = dispatcher.looks.get().world
-    now = dispatcher.now()
+    asked = Asked(pilot_id, job_id, request)
+    reply = commit_together.record(dispatcher, asked)
+    if reply is not None:
+        return reply
+    return _in_transaction(dispatcher, partial(_record, dispatcher, dispatcher.looks.get(), asked))
+
+
+def _in_transaction(dispatcher: Dispatcher, work: Callable[[Connection], T]) -> T:
+    """Several statements, in a durable transaction that on SQLite is shared with others."""
+    if dispatcher.database.is_sqlite:
+        return dispatcher.database.together(work)
     with dispatcher.database.write() as connection:
-        job = _hold(connection, job_id, pilot_id)
-        _check_files(request.outputs, job)
-        task = task_facts(dispatcher, connection, job.task_id)
-        new = _new_outputs(connection, world, job, task, request.outputs)
-        places = outputs.record(connection, job_id, job.task_id, new, now)
-    return RecordReply([_destination(world, job.site, file.name, places[file.name]) for file in request.outputs])
+        return work(connection)
+
+
+def _record(dispatcher: Dispatcher, look: Look, asked: Asked[RecordRequest], connection: Connection) -> RecordReply:
+    world, files = look.world, asked.request.outputs
+    job = _hold(connection, asked.job_id, asked.pilot_id)
+    check_files(files, job.task_id, job.id)
+    task = task_facts(dispatcher, connection, job.task_id)
+    new = _new_outputs(connection, world, job, task, files)
+    found = outputs.record(connection, job.id, job.task_id, new, dispatcher.now())
+    return recorded(world, job.site, files, found)
 
 
 def _hold(connection: Connection, job_id: int, pilot_id: int) -> JobRow:
@@ -87,71 +103,16 @@ def _new_outputs(
     found = []
     known: dict[str, str] | None = None
     for index, file in enumerate(files):
-        number, pattern = pattern_of(task, file)
         try:
-            storage = choose_storage(world, job.site, pattern.storage if pattern else None, f"$.outputs[{index}]")
+            storage = storage_for(world, job.site, task, file, index)
         except Unprocessable:
             # What was recorded before keeps its place, even if that takes nothing new now.
             known = outputs.places(connection, job.id) if known is None else known
             if file.name not in known:
                 raise
             storage = known[file.name]
-        found.append(
-            NewOutput(
-                file,
-                output_did(task.scope, task.id, job.id, file.name),
-                storage,
-                output_path(task.scope, task.id, job.id, file.name),
-                number,
-                registration_of(task, file, _registration_at(world, storage)),
-            )
-        )
+        found.append(new_output(world, task, job.id, file, storage))
     return found
-
-
-def _registration_at(world: World, storage: str) -> Registration:
-    spec = world.storages.get(storage)
-    return Registration.NONE if spec is None else spec.registration
-
-
-def _check_files(files: Sequence[OutputRecord], job: JobRow) -> None:
-    problems = []
-    seen: set[str] = set()
-    for index, file in enumerate(files):
-        problem = name_problem(job.task_id, job.id, file.name)
-        if not problem and file.name in seen:
-            problem = f"{file.name!r} is in the list twice"
-        if problem:
-            problems.append((f"$.outputs[{index}].name", problem))
-        seen.add(file.name)
-        odd = attributes_problem(file.attributes)
-        if odd:
-            problems.append((f"$.outputs[{index}].attributes", odd))
-    if problems:
-        raise Unprocessable("outputs cannot be recorded so", problems)
-
-
-def choose_storage(world: World, site: str, wanted: str | None, path: str) -> str:
-    """Where an output goes: the storage that its task names, else the nearest that takes new files.
-
-    Raises:
-        Unprocessable: none does; it carries error 1133.
-    """
-    names = [wanted] if wanted is not None else list(world.storages)
-    able = [(world.distance(site, each), each) for each in names if world.takes(each, site)]
-    if not able:
-        which = f"storage {wanted} takes" if wanted is not None else "no storage takes"
-        raise Unprocessable(
-            f"{which} {'no ' if wanted is not None else ''}new files from {site} now",
-            [(path, "bring a storage with a write endpoint online, or name another in the task")],
-            error_code=int(ErrorCode.NO_STORAGE),
-        )
-    return min(able)[1]
-
-
-def _destination(world: World, site: str, name: str, place: Place) -> OutputDestination:
-    urls = world.urls(place.storage, place.path, site, write=True) if place.storage in world.storages else []
-    return OutputDestination(name, place.did, place.storage, urls, place.registration)
 
 
 def release(dispatcher: Dispatcher, pilot_id: int, job_id: int, request: UnitsReleaseRequest) -> UnitsReleaseReply:
@@ -169,10 +130,9 @@ def release(dispatcher: Dispatcher, pilot_id: int, job_id: int, request: UnitsRe
         said = {each.unit_id: each.outcome for each in request.units}
         rows = [row for row in mine.values() if row.id in said and row.state == UnitState.RESERVED]
         states = settle_units(connection, dispatcher.looks.get(), job, rows, Said(JobState.RUNNING, said), now)
-        dispatcher.floors.reset(job.bucket_id)
         states |= {row.id: row.state for row in mine.values() if row.id in said and row.id not in states}
         states |= left
-    dispatcher.changed()
+    dispatcher.came_back(job.bucket_id)
     return UnitsReleaseReply({str(unit_id): state for unit_id, state in states.items()})
 
 
@@ -187,35 +147,50 @@ def finish(dispatcher: Dispatcher, pilot_id: int, job_id: int, request: FinishRe
     if request.state not in END_STATES:
         raise Unprocessable("a job ends finished, failed, cancelled or closed", [("$.state", "say how it ended")])
     digest = hashlib.sha256(msgspec.json.encode(request)).hexdigest()
-    look = dispatcher.looks.get()
-    now = dispatcher.now()
-    with dispatcher.database.write() as connection:
-        job = jobs.hold(connection, job_id, pilot_id)
-        if job is None or job.confirmed is not None:
-            return _repeated(job or jobs.get(connection, job_id), pilot_id, job_id, digest)
-        if not allowed(job.state, request.state):
-            raise Unprocessable(
-                f"a job that is {job.state.value} cannot end {request.state.value}", [("$.state", "report it failed")]
-            )
-        mine = units.of_job(connection, job_id)
-        held = held_units(mine)
-        unwanted = request.state == JobState.FINISHED and job.kill_reason is not None and not held
-        if unwanted:
-            # Its task was killed before this came: nothing that it made is wanted.
-            _end_unwanted(connection, job, now)
-        else:
-            said = _said(request, mine)
-            reply = _confirm(connection, look, job, held, said, request, digest, now)
-            task = dispatcher.tasks.known(job.task_id)
-            if request.state == JobState.FINISHED and (task is None or task.measuring):
-                measurements.note(connection, job_id, request.metrics, look.world.queues.get(job.queue), now)
-            note_end(connection, job.task_id, job_id, [row.id for row in mine], request, now)
-    if unwanted:
+    asked = Asked(pilot_id, job_id, request, digest)
+    done = commit_together.finish(dispatcher, asked)
+    if done is not None:
+        return done
+    ended = _in_transaction(dispatcher, partial(_finish, dispatcher, dispatcher.looks.get(), asked))
+    if ended.reply is None:
         raise Gone(job_id, JobState.CANCELLED, int(ErrorCode.TASK_CANCELLED))
-    if any(state == UnitState.READY for state in reply.units.values()):
-        dispatcher.floors.reset(job.bucket_id)
-        dispatcher.changed()
-    return reply
+    if ended.ready_in is not None:
+        dispatcher.came_back(ended.ready_in)
+    return ended.reply
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """Nothing to answer: nothing that the job made is wanted. ``ready_in``: a bucket to which units went back."""
+
+    reply: FinishReply | None
+    ready_in: int | None = None
+
+
+def _finish(dispatcher: Dispatcher, look: Look, asked: Asked[FinishRequest], connection: Connection) -> _Ended:
+    pilot_id, job_id, request, digest = asked.pilot_id, asked.job_id, asked.request, asked.digest
+    now = dispatcher.now()
+    job = jobs.hold(connection, job_id, pilot_id)
+    if job is None or job.confirmed is not None:
+        return _Ended(_repeated(job or jobs.get(connection, job_id), pilot_id, job_id, digest))
+    if not allowed(job.state, request.state):
+        raise Unprocessable(
+            f"a job that is {job.state.value} cannot end {request.state.value}", [("$.state", "report it failed")]
+        )
+    mine = units.of_job(connection, job_id)
+    held = held_units(mine)
+    if request.state == JobState.FINISHED and job.kill_reason is not None and not held:
+        # Its task was killed before this came: nothing that it made is wanted.
+        _end_unwanted(connection, job, now)
+        return _Ended(None)
+    said = _said(request, mine)
+    reply = _confirm(connection, look, job, held, said, request, digest, now)
+    task = dispatcher.tasks.known(job.task_id)
+    if request.state == JobState.FINISHED and (task is None or task.measuring):
+        measurements.note(connection, job_id, request.metrics, look.world.queues.get(job.queue), now)
+    note_end(connection, job.task_id, job_id, [row.id for row in mine], request, now)
+    back = any(state == UnitState.READY for state in reply.units.values())
+    return _Ended(reply, job.bucket_id if back else None)
 
 
 def _repeated(row: JobRow | None, pilot_id: int, job_id: int, digest: str) -> FinishReply:

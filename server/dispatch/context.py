@@ -10,7 +10,7 @@ from common.clock import Clock, SystemClock
 from common.tokens import TokenIssuer
 from server.batching import Batcher
 from server.config import ServerConfig
-from server.dispatch.caches import Pilots, Tasks
+from server.dispatch.caches import Jobs, Pilots, Tasks
 from server.dispatch.demand_book import DemandBook
 from server.dispatch.idle import IdlePilots
 from server.dispatch.looks import Look, Looks, read_knobs
@@ -19,7 +19,7 @@ from server.engine.reservations import Reservations
 from server.metrics.watch import Watch
 from server.plugins import Plugins
 from server.store.beats import Beat
-from server.store.claims import Floors
+from server.store.claims import Floors, Together
 from server.store.database import Connection, Database
 from server.store.workflows import TaskRow
 
@@ -37,6 +37,7 @@ class Dispatcher:
     floors: Floors = field(default_factory=Floors)
     tasks: Tasks = field(default_factory=Tasks)
     pilots: Pilots = field(default_factory=Pilots)
+    jobs: Jobs = field(default_factory=Jobs)
     idle: IdlePilots = field(default_factory=IdlePilots)
     reservations: Reservations = field(default_factory=Reservations)
     demand: DemandBook = field(default_factory=DemandBook)
@@ -50,7 +51,9 @@ class Dispatcher:
         self.heard: dict[int, Beat] = {}
         """Signs of life that go with the next batch; since when they were last written."""
         self.heard_written = float("-inf")
+        self.claims = Together(self.database, self.floors)
         self.heartbeats: Batcher[Any, Any] = Batcher()
+        self.commits: Batcher[Any, Any] = Batcher(linger_s=0.002)
         self.watch = Watch(self.config.event_followers)
         self._changed = threading.Condition()
         self._changes = 0
@@ -64,7 +67,17 @@ class Dispatcher:
         return self.tasks.get(connection, task_id)
 
     def changed(self) -> None:
-        """Units became ready, or an admin changed something, in this process: waiting requests look again."""
+        """Units became ready, or an admin changed something, in this process: waiting requests look again, everywhere."""
+        self.looks.look_again()
+        self._tell()
+
+    def came_back(self, bucket_id: int) -> None:
+        """Units of one bucket became ready again, in this process: claims look there from the beginning."""
+        self.floors.reset(bucket_id)
+        self.looks.look_again(bucket_id)
+        self._tell()
+
+    def _tell(self) -> None:
         self.looks.forget()
         with self._changed:
             self._changes += 1

@@ -22,8 +22,8 @@ LEAST_S = 1.0
 """What is younger is not computed again on request."""
 AT_ONCE_S = 0.1
 """A request computes what took no longer the last time; else it gets what the agent has found."""
-COST = 25
-"""Computing takes at most this part of the time: what takes 1 s is done every 25 s."""
+COST = 50
+"""Computing takes at most this part of the time: what takes 1 s is done every 50 s."""
 AGENT_GONE_S = 60.0
 """What is older by this than it should be was forgotten by the agent: a request computes it all the same."""
 COUNT_S = 0.1
@@ -106,9 +106,7 @@ def compute(dispatcher: Dispatcher) -> dict[str, Stored]:
 
 
 def _split(dispatcher: Dispatcher, look: Look, explain: str | None) -> tuple[Split, dict[str, Load]]:
-    buckets = dispatcher.looks.buckets()
-    with dispatcher.looks.mutex:
-        known = buckets.all()
+    known = dispatcher.looks.candidates()
     book = dispatcher.demand
     with dispatcher.database.read() as connection:
         units = candidates.ready_units(connection)

@@ -15,7 +15,7 @@ from server.dispatch import failing as failures
 from server.dispatch.failing import Failing
 from server.engine.access import Bans
 from server.engine.buckets import Buckets
-from server.engine.matching import Moment, Traits
+from server.engine.matching import Candidate, Moment, Traits
 from server.engine.priority import user_priority
 from server.engine.shares import ShareUse
 from server.engine.world import World
@@ -52,11 +52,33 @@ class Look:
         return Moment(self.world, now, self.failing.sites, self.blocked_hosts, self.bans)
 
 
+class _Unarranged:
+    """Those buckets that may run in no order, for who gives none away."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, Candidate] = {}
+
+    def all(self) -> list[Candidate]:
+        return list(self._known.values())
+
+    def put(self, candidate: Candidate) -> None:
+        self._known[candidate.bucket_id] = candidate
+
+    def remove(self, bucket_id: int) -> None:
+        self._known.pop(bucket_id, None)
+
+    def bring_back(self, now: float) -> None:
+        """Nothing is ever put aside."""
+
+    def look_again(self, bucket_id: int | None) -> None:
+        """Nor is this one."""
+
+
 @dataclass
 class _Ready:
-    """The copy of the buckets: what is known of all tasks and buckets, and the arrangement of those that may run."""
+    """The copy of the buckets: what is known of all tasks and buckets, and those that may run."""
 
-    buckets: Buckets = field(default_factory=Buckets)
+    buckets: Buckets | _Unarranged
     tasks: dict[int, Traits] = field(default_factory=dict)
     rows: dict[int, BucketRow] = field(default_factory=dict)
     of_task: dict[int, set[int]] = field(default_factory=dict)
@@ -84,6 +106,7 @@ class Looks:
         self._stale = False
         self._ready: _Ready | None = None
         self._asked_for_buckets = False
+        self._arranged = False
         self.mutex = threading.Lock()
         """Held while the buckets are read or changed."""
 
@@ -108,14 +131,34 @@ class Looks:
             return self._renew()
 
     def buckets(self) -> Buckets:
-        """The buckets with ready units; to be used with :attr:`mutex` held. As old as the look."""
+        """The buckets with ready units, arranged; to be used with :attr:`mutex` held. As old as the look."""
+        found = self._ready.buckets if self._ready is not None else None
+        if not isinstance(found, Buckets):
+            with self._renewing:
+                self._asked_for_buckets = self._arranged = True
+                if self._ready is None or not isinstance(self._ready.buckets, Buckets):
+                    self._renew()
+                assert self._ready is not None
+                found = self._ready.buckets
+        assert isinstance(found, Buckets)
+        return found
+
+    def candidates(self) -> list[Candidate]:
+        """The buckets with ready units, in no order: a process that gives none away need not arrange them."""
         if self._ready is None:
             with self._renewing:
                 if self._ready is None:
                     self._asked_for_buckets = True
                     self._renew()
         assert self._ready is not None
-        return self._ready.buckets
+        with self.mutex:
+            return self._ready.buckets.all()
+
+    def look_again(self, bucket_id: int | None = None) -> None:
+        """Units came back to a bucket, or to any: it may have been set aside."""
+        if self._ready is not None:
+            with self.mutex:
+                self._ready.buckets.look_again(bucket_id)
 
     def forget(self) -> None:
         """Something changed that the next request should see."""
@@ -158,10 +201,12 @@ class Looks:
 
     def _update(self, connection: Connection, look: Look) -> None:
         ready = self._ready
-        if ready is None or ready.cursor is None or ready.knobs != look.knobs:
+        arranged = ready is not None and isinstance(ready.buckets, Buckets)
+        if ready is None or ready.cursor is None or ready.knobs != look.knobs or self._arranged and not arranged:
             # Arranged aside, so that nobody has to wait for it.
             news = candidates.everything(connection, look.knobs)
-            ready = _Ready(knobs=look.knobs, reconciled=self._clock.monotonic())
+            buckets = Buckets() if self._arranged else _Unarranged()
+            ready = _Ready(buckets, knobs=look.knobs, reconciled=self._clock.monotonic())
             _apply(ready, news, look)
             with self.mutex:
                 self._ready = ready

@@ -17,7 +17,7 @@ from server.engine.timeouts import Silence
 from server.store import beats, events, jobs, outputs, pilots, units, watches
 from server.store.database import Connection
 from server.store.jobs import JobEnd, JobRow
-from server.store.pilots import PilotRow
+from server.store.pilots import SilentPilot
 
 BATCH = 500
 """Pilots that one round gives up at the most; the next follows at once."""
@@ -28,7 +28,7 @@ CURSOR = "reap-silent"
 class _Silent:
     """A pilot that has been silent for too long, and what is said of its jobs."""
 
-    pilot: PilotRow
+    pilot_id: int
     before: float
     code: ErrorCode
     reason: str
@@ -48,38 +48,35 @@ def reap_silent(dispatcher: Dispatcher, up_since: float, unnoticed_s: float) -> 
         after = watches.cursor(connection, CURSOR)
     with dispatcher.database.read() as connection:
         found, following = pilots.silent(connection, now - silence.least_s, kept, after)
-        overdue = _overdue(connection, look, silence, found, max(up_since, kept), now)
+    overdue = _overdue(look, silence, found, max(up_since, kept), now)
     batch = overdue[:BATCH]
     lost = sum(_lose_pilot(dispatcher, each) for each in batch)
     with dispatcher.database.write(durable=False) as connection:
         watches.clamp_future(connection, after, following, now)
         going_on = following or 0
         if len(batch) < len(overdue):
-            going_on = batch[-1].pilot.id
+            going_on = batch[-1].pilot_id
         if going_on != after:
             watches.set_cursor(connection, CURSOR, going_on)
-    if lost:
-        dispatcher.changed()
     return lost
 
 
-def _overdue(
-    connection: Connection, look: Look, silence: Silence, found: Sequence[PilotRow], since: float, now: float
-) -> list[_Silent]:
+def _overdue(look: Look, silence: Silence, found: Sequence[SilentPilot], since: float, now: float) -> list[_Silent]:
     """Those of the silent pilots that their queue's limit gives up."""
-    if not found:
-        return []
-    heard = watches.heard(connection, [each.id for each in found])
-    ended = watches.ended_workers(connection, {each.worker for each in found})
+    limits: dict[tuple[str, bool], float | None] = {}
     overdue = []
     for each in found:
-        limit = silence.limit(look.world, each.queue, each.worker in ended)
-        if limit is None or heard.get(each.id, since) >= now - limit or since > now - limit:
+        key = each.queue, each.worker_ended
+        if key not in limits:
+            limits[key] = silence.limit(look.world, *key)
+        limit = limits[key]
+        heard = since if each.heard is None else each.heard
+        if limit is None or heard >= now - limit or since > now - limit:
             continue
-        if each.worker in ended:
-            overdue.append(_Silent(each, now - limit, ErrorCode.WORKER_LOST, "its worker has ended"))
+        if each.worker_ended:
+            overdue.append(_Silent(each.id, now - limit, ErrorCode.WORKER_LOST, "its worker has ended"))
         else:
-            overdue.append(_Silent(each, now - limit, ErrorCode.HEARTBEAT_LOST, "silent for too long"))
+            overdue.append(_Silent(each.id, now - limit, ErrorCode.HEARTBEAT_LOST, "silent for too long"))
     return overdue
 
 
@@ -87,7 +84,7 @@ def _lose_pilot(dispatcher: Dispatcher, silent: _Silent) -> int:
     """Give up a pilot and its jobs, unless it was heard of meanwhile; how many."""
     now = dispatcher.now()
     look = dispatcher.looks.get()
-    pilot_id = silent.pilot.id
+    pilot_id = silent.pilot_id
     with dispatcher.database.write() as connection:
         alive = jobs.alive_of_pilot(connection, pilot_id)
         held = [job for job_id in alive if (job := jobs.hold_any(connection, job_id)) is not None]
@@ -99,7 +96,7 @@ def _lose_pilot(dispatcher: Dispatcher, silent: _Silent) -> int:
         detail = {"reason": silent.reason, "silent_s": round(now - silent.before, 1), "jobs": len(held)}
         events.add(connection, events.Event(now, "PILOT_LOST", "pilot", pilot_id, detail=detail))
     for job in held:
-        dispatcher.floors.reset(job.bucket_id)
+        dispatcher.came_back(job.bucket_id)
     return 1 + len(held)
 
 
@@ -130,8 +127,7 @@ def give_up(
         if job is None or not still(job):
             return False
         _end(connection, look, job, code, detail, now)
-    dispatcher.floors.reset(job.bucket_id)
-    dispatcher.changed()
+    dispatcher.came_back(job.bucket_id)
     return True
 
 

@@ -14,7 +14,7 @@ def tree(dispatcher: Dispatcher, below: str | None = None) -> ShareTree:
         NotFound: there is no such share.
     """
     look = dispatcher.looks.get()
-    if below is not None and not look.share_use.knows(below):
+    if below is not None and below not in look.share_use.names:
         names = ", ".join(sorted(share.name for share in look.shares)[:10])
         raise NotFound(f"there is no share {below!r}; known: {names}")
     with dispatcher.looks.mutex:

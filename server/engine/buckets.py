@@ -8,6 +8,7 @@ passed over, not their buckets one by one. Nothing is arranged for each queue, s
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping
@@ -168,6 +169,14 @@ class Buckets:
         if due:
             self.version += 1
 
+    def look_again(self, bucket_id: int | None) -> None:
+        """Units came back to a bucket, which is no longer aside; None brings back all."""
+        if bucket_id is None:
+            self.bring_back(math.inf)
+        elif self._aside.pop(bucket_id, None) is not None:
+            self._insert(self._known[bucket_id])
+            self.version += 1
+
     def tidy(self) -> None:
         """Forget families that have no bucket, and slots that have not asked for long."""
         known = list(self._known.values())
@@ -200,7 +209,7 @@ class Buckets:
                 if _within(slot.offer, nothing.offer):
                     return [], nothing.refusals
         search = _Search(slot, moment, view, seen=set(without))
-        unknown = [share for share in self._shares if not shares.knows(share)]
+        unknown = sorted(self._shares.keys() - shares.names)
         matches: list[Match] = []
         for share in chain(unknown, shares.in_order(self._shares)):
             matches += islice(self._of_share(share, search), most - len(matches))

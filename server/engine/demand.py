@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from common.wire import DemandPart, DemandRefusal, Shape, ShapeDemand
@@ -105,7 +105,7 @@ def split(
     grouping = Grouping(places, moment)
     for candidate, units in ready:
         grouping.add(candidate, units)
-    lines: dict[str, dict[ShapeKey, Line]] = {name: defaultdict(Line) for name in moment.world.queues}
+    lines = _Lines(moment.world.queues)
     told = Explanation(explain) if explain is not None else None
     scouts: dict[int, int] = {}
     for group in grouping.groups():
@@ -120,17 +120,18 @@ def split(
         for size in per_job.sizes(group, best, events, knobs, scouts):
             parts = portions(size.jobs, choice.weights, offset(size.seed, moment.now))
             of_each = _along(size.units, parts)
+            known = lines.of_size(size)
             for way, part, of_units in zip(choice.ways, parts, of_each, strict=True):
                 if part:
-                    _add(lines[way.place.queue.name], way.place, size, part, of_units)
+                    lines.add(known, way.place, size, part, of_units)
             jobs += size.jobs
             given = [one + more for one, more in zip(given, parts, strict=True)]
         if told is not None:
-            _tell_part(told, group, choice, jobs, given)
+            _tell_part(told, grouping, group, choice, jobs, given)
     if told is not None:
         told.parts.sort(key=lambda part: (-part.jobs, part.task_id))
         del told.parts[MOST_PARTS:]
-    return Split(lines, told)
+    return Split(lines.of_queue, told)
 
 
 def portions(whole: int, weights: Sequence[int], turn: int) -> list[int]:
@@ -161,15 +162,34 @@ def _along(units: int, parts: Sequence[int]) -> list[int]:
     return found
 
 
-def _add(lines: dict[ShapeKey, Line], place: Place, size: JobSize, jobs: int, units: int) -> None:
-    shape, life_s = place.shape(size)
-    line = lines[key_of(shape)]
-    line.jobs += jobs
-    line.units += units
-    line.life_s = life_s
-    seconds = size.seconds_in(place)
-    line.core_s += seconds * jobs * size.cores
-    line.pilots += jobs * (min(1.0, seconds / life_s) if seconds and life_s else 1.0)
+class _Lines:
+    """The lines of all queues; which of them a size of job falls into is found out once for each queue."""
+
+    def __init__(self, queues: Iterable[str]) -> None:
+        self.of_queue: dict[str, dict[ShapeKey, Line]] = {name: {} for name in queues}
+        self._known: dict[Hashable, dict[str, Line]] = {}
+
+    def of_size(self, size: JobSize) -> dict[str, Line]:
+        """Lines for jobs of a size by queue, as far as they are known; to be given to :meth:`add`."""
+        key = (size.cores, size.gpus, size.memory_mb, size.disk_mb, size.least_s, size.least_hs23_s)
+        return self._known.setdefault(key, {})
+
+    def add(self, known: dict[str, Line], place: Place, size: JobSize, jobs: int, units: int) -> None:
+        """Jobs of a size for a queue."""
+        line = known.get(place.queue.name)
+        if line is None:
+            line = known[place.queue.name] = self._line(place, size)
+        line.jobs += jobs
+        line.units += units
+        seconds = size.seconds_in(place)
+        line.core_s += seconds * jobs * size.cores
+        line.pilots += jobs * (min(1.0, seconds / line.life_s) if seconds and line.life_s else 1.0)
+
+    def _line(self, place: Place, size: JobSize) -> Line:
+        shape, life_s = place.shape(size)
+        line = self.of_queue[place.queue.name].setdefault(key_of(shape), Line())
+        line.life_s = life_s
+        return line
 
 
 def _tell_refusal(
@@ -185,6 +205,7 @@ def _tell_refusal(
 
 def _tell_part(
     told: Explanation,
+    grouping: Grouping,
     group: Group,
     choice: Choice,
     jobs: int,
@@ -198,7 +219,7 @@ def _tell_part(
                     tasks=len(group.tasks),
                     buckets=group.buckets,
                     queues=choice.queues,
-                    distance=way.distance,
+                    distance=grouping.distance(group, way.place),
                     weight=way.weight / SCALE,
                     weights=choice.total / SCALE,
                     ready_jobs=jobs,

@@ -64,6 +64,9 @@ class Traits:
     own_priority: float = 0.0
     owner: str = ""
     group: str | None = None
+    workflow_id: int = 0
+    stage: str = ""
+    scope: str = ""
     spec: StageSpec = _PLAIN
     measured: Measured | None = None
     min_units: int = 1

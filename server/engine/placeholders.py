@@ -73,6 +73,8 @@ def _name(did: str) -> str:
 
 def expand(text: str, facts: JobFacts) -> str:
     """``text`` with its placeholders filled in for one job."""
+    if "%" not in text:
+        return text
 
     def value(match: re.Match[str]) -> str:
         name, base = match.group(1), match.group(2)

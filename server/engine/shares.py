@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence, Set
 from itertools import takewhile
 
 from common.wire import ShareSpec, ShareView
@@ -58,9 +58,10 @@ class ShareUse:
         for name, cores in used_cores.items():
             self.claim(name, cores)
 
-    def knows(self, share: str) -> bool:
-        """Whether a share is in the tree."""
-        return share in self._parents
+    @property
+    def names(self) -> Set[str]:
+        """All shares of the tree."""
+        return self._parents.keys()
 
     def claim(self, share: str, cores: float) -> None:
         """A share uses so many cores more, and with it all above it."""

@@ -19,11 +19,11 @@ from sqlalchemy import (
     or_,
     select,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 
 from common.wire import AccountingRow
 from server.engine.accounting import HOUR_S, JOULES_PER_KWH, ApelRecord, Key, Usage, day_words
 from server.store.access import Sight
+from server.store.lists import Insert, put
 from server.store.prepared import Prepared
 from server.store.schema_outputs import accounting_day, job_ended
 
@@ -74,15 +74,15 @@ def add(connection: Connection, used: Mapping[Key, Usage]) -> None:
         }
         for key, usage in sorted(used.items(), key=lambda item: (item[0].day, item[0].task_id, item[0].queue))
     ]
-    if not rows:
-        return
-    dialect_insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-    statement = dialect_insert(accounting_day)
+    put(connection, accounting_day, rows, _add_use)
+
+
+def _add_use(statement: Insert) -> Insert:
     old, new = accounting_day.c, statement.excluded
     changed: dict[str, Any] = {name: old[name] + new[name] for name in _SUMS}
     changed["first_end"] = case((old.first_end < new.first_end, old.first_end), else_=new.first_end)
     changed["last_end"] = case((old.last_end > new.last_end, old.last_end), else_=new.last_end)
-    connection.execute(statement.on_conflict_do_update(index_elements=_KEY, set_=changed), rows)
+    return statement.on_conflict_do_update(index_elements=_KEY, set_=changed)
 
 
 GROUPS: Mapping[str, ColumnElement[Any]] = {

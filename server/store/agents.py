@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, case, delete, insert, or_, select, update
+from sqlalchemy import Connection, case, delete, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
 from common.wire import AgentView
+from server.store.lists import Insert, put
 from server.store.schema import lease, liveness
 from server.store.schema_events import agent_run, agent_switch
 
@@ -70,33 +71,34 @@ class RunNote:
 
 def note_runs(connection: Connection, notes: Sequence[RunNote]) -> None:
     """Write down what agents did; in the order of their names, so that two runners never wait for each other."""
-    for note in sorted(notes, key=lambda each: each.name):
-        values: dict[str, Any] = {
-            "started": note.started,
-            "seconds": note.seconds,
-            "handled": note.handled,
-            "error": note.error,
-            "period": note.period_s,
-            "holder": note.holder,
-            "due": note.due,
-        }
-        if note.error_time is not None:
-            values["error_time"] = note.error_time
-        sums = {
-            "runs": agent_run.c.runs + note.runs,
-            "errors": agent_run.c.errors + note.errors,
-            "overruns": agent_run.c.overruns + note.overruns,
-        }
-        _upsert(connection, note.name, values, values | sums, note)
-
-
-def _upsert(connection: Connection, name: str, values: dict[str, Any], changes: dict[str, Any], note: RunNote) -> None:
-    dialect_insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-    connection.execute(
-        dialect_insert(agent_run)
-        .values(name=name, runs=note.runs, errors=note.errors, overruns=note.overruns, **values)
-        .on_conflict_do_update(index_elements=[agent_run.c.name], set_=changes)
+    names = (
+        "name",
+        "started",
+        "seconds",
+        "handled",
+        "error",
+        "error_time",
+        "holder",
+        "due",
+        "runs",
+        "errors",
+        "overruns",
     )
+    rows = [
+        {**{name: getattr(note, name) for name in names}, "period": note.period_s}
+        for note in sorted(notes, key=lambda each: each.name)
+    ]
+    put(connection, agent_run, rows, _add_runs)
+
+
+def _add_runs(statement: Insert) -> Insert:
+    new = statement.excluded
+    changes: dict[str, Any] = {
+        name: new[name] for name in ("started", "seconds", "handled", "error", "period", "holder", "due")
+    }
+    changes["error_time"] = func.coalesce(new.error_time, agent_run.c.error_time)
+    changes |= {name: agent_run.c[name] + new[name] for name in ("runs", "errors", "overruns")}
+    return statement.on_conflict_do_update(index_elements=[agent_run.c.name], set_=changes)
 
 
 def register(connection: Connection, periods: Mapping[str, float], now: float) -> None:

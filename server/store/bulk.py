@@ -21,6 +21,7 @@ from sqlalchemy import (
     bindparam,
     cast,
     column,
+    delete,
     func,
     insert,
     literal,
@@ -50,6 +51,7 @@ from server.store.schema import (
     unit_detail,
     worker,
 )
+from server.store.schema_inputs import task_source
 from server.store.units import MEBIBYTE
 
 UNIT_MB = 1000
@@ -101,6 +103,7 @@ def open_tasks(connection: Connection, task_ids: Sequence[int], resolved: int) -
             .where(task.c.id.in_(task_ids[start : start + 1000]))
             .values(state=TaskState.RUNNING.value, resolved=resolved, input_closed=True)
         )
+        connection.execute(delete(task_source).where(task_source.c.task_id.in_(task_ids[start : start + 1000])))
 
 
 def add_buckets(connection: Connection, buckets: Iterable[NewBucket], ready: int, now: float) -> None:

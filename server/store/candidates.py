@@ -95,7 +95,8 @@ def _cursor(connection: Connection) -> Cursor:
 
 _TASKS = select(
     task.c.id, task.c.state, task.c.priority, task.c.share, task.c.spec, task.c.created, task.c.input_closed,
-    task.c.resolved, task.c.measured, task.c.scouts_left, task.c.scout_sites, workflow.c.owner, workflow.c.group_name,
+    task.c.resolved, task.c.measured, task.c.scouts_left, task.c.scout_sites, task.c.workflow_id, task.c.stage,
+    workflow.c.owner, workflow.c.group_name, workflow.c.scope,
 ).join(workflow, workflow.c.id == task.c.workflow_id).where(~task.c.outside)  # fmt: skip
 _BUCKETS = select(
     bucket.c.id, bucket.c.task_id, bucket.c.locations, bucket.c.maybe_ready, bucket.c.ready_since, bucket.c.unit_mb,
@@ -122,6 +123,9 @@ def traits(row: Any, knobs: Knobs) -> Traits:
         own_priority=float(priority),
         owner=row.owner,
         group=row.group_name,
+        workflow_id=row.workflow_id,
+        stage=row.stage,
+        scope=row.scope,
         spec=spec,
         measured=measured,
         min_units=spec.merge.min_files if spec.merge and not row.input_closed else 1,

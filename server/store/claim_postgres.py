@@ -81,11 +81,6 @@ def _fits(size_mb: Any, events: Any) -> Any:
     )
 
 
-def _one() -> tuple[CTE, Select[Any]]:
-    locked = _locked()
-    return locked, select(locked.c.id, locked.c.seq).where(_fits(locked.c.size_mb, locked.c.events))
-
-
 def _several() -> tuple[CTE, Select[Any]]:
     # Says what server.engine.sizing.prefix says.
     locked = _locked()
@@ -212,7 +207,6 @@ def _more(locked: CTE, fitting: Select[Any]) -> Select[Any]:
     )  # fmt: skip
 
 
-_CLAIM_ONE = Prepared(_claim(*_one()))
 _CLAIM = Prepared(_claim(*_several()))
 _MORE = Prepared(_more(*_several()))
 
@@ -251,8 +245,6 @@ def claim(
     from ``floor`` on, ``rows`` are looked at.
     """
     given = {**_given(terms, floor, rows), **values, "detail": detail}
-    if rows == 1:
-        return _CLAIM_ONE.run(connection, given)
     return _CLAIM.run(connection, {**given, **_given_several(terms.bounds)})
 
 

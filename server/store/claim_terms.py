@@ -40,6 +40,29 @@ class ClaimTerms:
 
 
 @dataclass(frozen=True, slots=True)
+class Claimant:
+    """The pilot that claims, and where it sits; ``told`` ends the JSON of the event's detail."""
+
+    pilot_id: int
+    queue: str
+    site: str
+    host: str
+    told: str
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One claim: of what, by whom, for ``cores``; the job will be the one of ``ordinal`` in the answer to a request."""
+
+    terms: ClaimTerms
+    claimant: Claimant
+    request_id: str
+    ordinal: int
+    cores: int
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
 class TakenUnit:
     """A unit that a job has reserved, with what the pilot needs to know of it."""
 

@@ -11,19 +11,24 @@ import msgspec
 from sqlalchemy import Connection, bindparam, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from server.engine.sizing import rows_to_look_at
-from server.store import claim_postgres, claim_sqlite
-from server.store.claim_terms import ClaimTerms, TakenUnit, taken_unit
+from server.batching import Batcher
+from server.engine.sizing import Bounds, rows_to_look_at
+from server.store import claim_postgres, claim_singles, claim_sqlite
+from server.store.claim_terms import Asked, Claimant, ClaimTerms, TakenUnit, taken_unit
+from server.store.database import Database
 from server.store.prepared import Prepared
 from server.store.schema import job, replay
 
 __all__ = [
+    "Asked",
     "ClaimTerms",
     "Claimant",
     "ClaimedJob",
     "Floors",
     "TakenUnit",
+    "Together",
     "claim_job",
+    "claim_jobs",
     "claim_more",
     "remember",
     "replayed",
@@ -31,25 +36,15 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Claimant:
-    """The pilot that claims, and where it sits; ``told`` ends the JSON of the event's detail."""
-
-    pilot_id: int
-    queue: str
-    site: str
-    host: str
-    told: str
-
-
 @dataclass(frozen=True)
 class ClaimedJob:
-    """A job just made, and its units."""
+    """A job just made, and its units; ``emptied`` if its bucket is known to have no more ready ones."""
 
     job_id: int
     task_id: int
     bucket_id: int
     units: Sequence[TakenUnit]
+    emptied: bool = False
 
 
 class Floors:
@@ -84,36 +79,104 @@ class Floors:
                 self._seq.pop(bucket_id, None)
 
 
-def claim_job(
-    connection: Connection,
-    terms: ClaimTerms,
-    claimant: Claimant,
-    request: tuple[str, int],
-    cores: int,
-    floors: Floors,
-    now: float,
-) -> ClaimedJob | None:
+class Together:
+    """Claims of several threads, carried out together: a batch of them costs little more than one."""
+
+    def __init__(self, database: Database, floors: Floors) -> None:
+        self._database = database
+        self._floors = floors
+        self._batcher: Batcher[Asked, _Got] = Batcher(linger_s=0.0)
+
+    def claim(self, asked: Asked) -> ClaimedJob | None:
+        """A job, durable when this returns, or None if there is no unit for it.
+
+        Raises:
+            IntegrityError: this request got this job already.
+            DatabaseUnavailable: no connection could be had, or it broke.
+        """
+        if self._database.is_sqlite:
+            return self._database.together(lambda connection: claim_job(connection, asked, self._floors))
+        return self._batcher.do(asked, self._carry_out).job
+
+    def _carry_out(self, batch: list[Asked]) -> list[_Got]:
+        found: list[_Got] = []
+        for start in range(0, len(batch), claim_singles.MOST):
+            with self._database.at_once() as connection:
+                part = claim_jobs(connection, batch[start : start + claim_singles.MOST], self._floors)
+            found += [_Got(job) for job in part]
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Got:
+    job: ClaimedJob | None
+
+
+def claim_job(connection: Connection, asked: Asked, floors: Floors) -> ClaimedJob | None:
     """Claim units and make their job. No unit, no job.
 
-    ``request`` is the claimant's request id and the job's place in its answer. On PostgreSQL this is one statement; on
-    SQLite it must be called in an immediate transaction.
+    On PostgreSQL this is one statement; on SQLite it must be called in an immediate transaction.
 
     Raises:
         IntegrityError: this request got this job already.
     """
+    return claim_jobs(connection, [asked], floors)[0]
+
+
+def claim_jobs(connection: Connection, batch: Sequence[Asked], floors: Floors) -> list[ClaimedJob | None]:
+    """The same for several claims, of which those for a single unit share a statement on PostgreSQL.
+
+    Raises:
+        IntegrityError: one of them was made before; some of the others may have been carried out.
+    """
+    found: list[ClaimedJob | None] = [None] * len(batch)
+    singles = [n for n, each in enumerate(batch) if _is_single(connection, each.terms.bounds)]
+    seen = set(singles)
+    if singles:
+        _claim_singles(connection, batch, singles, floors, found)
+    for n, asked in enumerate(batch):
+        if found[n] is None:
+            found[n] = _claim_alone(connection, asked, floors, n in seen)
+    return found
+
+
+def _is_single(connection: Connection, bounds: Bounds) -> bool:
+    return connection.dialect.name != "sqlite" and rows_to_look_at(bounds) == 1
+
+
+def _claim_singles(
+    connection: Connection, batch: Sequence[Asked], singles: list[int], floors: Floors, found: list[ClaimedJob | None]
+) -> None:
+    asked = [(batch[n], floors.get(batch[n].terms.bucket_id)) for n in singles]
+    first: set[int] = set()
+    for n, row in zip(singles, claim_singles.claim(connection, asked), strict=True):
+        terms = batch[n].terms
+        if row is not None:
+            units = [taken_unit(row[1:])]
+            found[n] = ClaimedJob(row[1], terms.task_id, terms.bucket_id, units, emptied=not row[2])
+        if terms.bucket_id not in first:
+            # Only the first of a bucket's claims says where ready units begin: before the others' lie its own.
+            first.add(terms.bucket_id)
+            if row is not None:
+                floors.advance(terms.bucket_id, row[4])
+
+
+def _claim_alone(connection: Connection, asked: Asked, floors: Floors, again: bool) -> ClaimedJob | None:
+    terms, by = asked.terms, asked.claimant
     values = {
-        "pilot_id": claimant.pilot_id,
-        "site": claimant.site,
-        "host": claimant.host,
-        "request_id": request[0],
-        "ordinal": request[1],
-        "cores": cores,
-        "now": now,
+        "pilot_id": by.pilot_id,
+        "site": by.site,
+        "host": by.host,
+        "request_id": asked.request_id,
+        "ordinal": asked.ordinal,
+        "cores": asked.cores,
+        "now": asked.now,
     }
     rows = _walk(
         floors,
         terms,
-        lambda floor, rows: _module(connection).claim(connection, terms, values, claimant.told, floor, rows),
+        lambda floor, rows: _module(connection).claim(connection, terms, values, by.told, floor, rows),
+        again,
     )
     if not rows:
         return None
@@ -137,11 +200,14 @@ def _module(connection: Connection) -> Any:
     return claim_sqlite if connection.dialect.name == "sqlite" else claim_postgres
 
 
-def _walk(floors: Floors, terms: ClaimTerms, reserve: Callable[[int, int], Sequence[Any]]) -> Sequence[Any]:
+def _walk(
+    floors: Floors, terms: ClaimTerms, reserve: Callable[[int, int], Sequence[Any]], again: bool = False
+) -> Sequence[Any]:
+    """Try from the floor, which is a hint only, then from the beginning and farther; ``again`` leaves out the first."""
     floor, bounds = floors.get(terms.bucket_id), terms.bounds
-    rows = reserve(floor, rows_to_look_at(bounds))
+    rows = () if again else reserve(floor, rows_to_look_at(bounds))
     if not rows and (floor or bounds.disk_mb is not None or bounds.max_events is not None):
-        # The floor was a hint only, and the first units may have been too large for this slot.
+        # The first units may have been too large for this slot.
         floors.reset(terms.bucket_id)
         rows = reserve(0, rows_to_look_at(bounds, again=True))
     if rows:

@@ -24,6 +24,19 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 WAL_TRIES = 20
+_HOT = " ".join(
+    f"-c {setting}"
+    for setting in (
+        "plan_cache_mode=force_generic_plan",
+        "enable_hashjoin=off",
+        "enable_mergejoin=off",
+        "enable_seqscan=off",
+    )
+)
+"""Planning a large statement costs more than running it, so that is done once, perhaps while a table is still empty.
+
+All these statements go by indexes, a few rows at a time; a plan made for an empty table must not read it whole later.
+"""
 
 
 class DatabaseUnavailable(Exception):
@@ -60,12 +73,11 @@ class Database:
             self.engine = _sqlite_engine(parsed.render_as_string(hide_password=False), pool_size)
         else:
             self.engine = _postgres_engine(parsed, max(4, pool_size // 2))
-            # Planning its one large statement costs more than running it, and its plan never depends on the values.
             self._at_once = _postgres_engine(
                 parsed,
                 pool_size,
                 isolation_level="AUTOCOMMIT",
-                connect_args={"options": f"{_options(parsed)} -c plan_cache_mode=force_generic_plan".strip()},
+                connect_args={"options": f"{_options(parsed)} {_HOT}".strip()},
             )
 
     @contextmanager

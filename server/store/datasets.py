@@ -7,8 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, bindparam, delete, func, insert, select, text, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, Row, Select, bindparam, delete, func, select, text, update
 
 from common.wire import DatasetKind, DatasetView, OutputView
 from server.engine.datasets import Dataset, Numbered, expires
@@ -16,6 +15,7 @@ from server.engine.world import World
 from server.store import outputs
 from server.store.access import Sight
 from server.store.codes import OutputState
+from server.store.lists import Insert, among, put
 from server.store.schema import output
 from server.store.schema_outputs import dataset, dataset_file
 
@@ -53,7 +53,7 @@ def lock(connection: Connection) -> None:
 
 def in_any(connection: Connection, output_ids: Collection[int]) -> set[int]:
     """Those of the outputs that are in a dataset already."""
-    query = select(dataset_file.c.output_id).where(dataset_file.c.output_id.in_(list(output_ids))).distinct()
+    query = select(dataset_file.c.output_id).where(among(connection, dataset_file.c.output_id, output_ids)).distinct()
     return {row.output_id for row in connection.execute(query)}
 
 
@@ -101,18 +101,19 @@ def attach(connection: Connection, files: Sequence[Attached], now: float) -> Non
         }
         for (scope, name), (file, each) in sorted(wanted.items())
     ]
-    dialect_insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-    statement = dialect_insert(dataset)
+    returned = put(connection, dataset, rows, _add_files, (dataset.c.id, dataset.c.scope, dataset.c.name))
+    links = [
+        {"dataset_id": row.id, "output_id": output_id} for row in returned for output_id in members[row.scope, row.name]
+    ]
+    put(connection, dataset_file, links)
+
+
+def _add_files(statement: Insert) -> Insert:
     added = {
         "n_files": dataset.c.n_files + statement.excluded.n_files,
         "bytes": dataset.c.bytes + statement.excluded.bytes,
     }
-    upsert = statement.on_conflict_do_update(index_elements=["scope", "name"], set_=added)
-    returned = connection.execute(upsert.returning(dataset.c.id, dataset.c.scope, dataset.c.name), rows).all()
-    links = [
-        {"dataset_id": row.id, "output_id": output_id} for row in returned for output_id in members[row.scope, row.name]
-    ]
-    connection.execute(insert(dataset_file), links)
+    return statement.on_conflict_do_update(index_elements=["scope", "name"], set_=added)
 
 
 def detach(connection: Connection, output_ids: Collection[int]) -> None:

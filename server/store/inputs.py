@@ -40,7 +40,7 @@ WORKABLE = tuple(
 )
 """States of tasks whose input is worked on."""
 OVER = (TaskState.BROKEN.value, TaskState.ABORTED.value)
-"""States from which a task never comes back: what is left of its input is dropped."""
+"""States from which a task never comes back: its input is put aside."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def due(connection: Connection, now: float, limit: int = 100) -> list[int]:
     query = (
         select(task_source.c.task_id)
         .join(task, task.c.id == task_source.c.task_id)
-        .where(task_source.c.next_at <= now, task.c.state.in_(WORKABLE))
+        .where(task_source.c.next_at <= now, task.c.state.in_(WORKABLE), ~task.c.input_closed)
         .order_by(task_source.c.next_at, task_source.c.task_id)
         .limit(limit)
     )
@@ -253,6 +253,19 @@ def drop(connection: Connection, task_ids: Collection[int]) -> None:
     ids = sorted(task_ids)
     for table in (task_input, task_file, task_source):
         connection.execute(delete(table).where(table.c.task_id.in_(ids)))
+
+
+def put_aside(connection: Connection, task_ids: Collection[int]) -> None:
+    """Look at the inputs of these tasks no more. Files that never became units stay, for clones of the task."""
+    ids = sorted(task_ids)
+    for table in (task_file, task_source):
+        connection.execute(delete(table).where(table.c.task_id.in_(ids)))
+
+
+def untaken(connection: Connection, task_id: int) -> bool:
+    """Whether a task's list has files that never became units."""
+    query = select(task_input.c.n).where(task_input.c.task_id == task_id).limit(1)
+    return connection.execute(query).first() is not None
 
 
 def ended(connection: Connection, limit: int = 100) -> list[int]:

@@ -11,13 +11,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, union_all
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import BigInteger, Connection, bindparam, cast, delete, func, insert, select, union_all
 
 from common.states import JobState
 from server.store.codes import FIRST_FINAL_JOB_CODE, JOB_CODES, JOB_STATES
+from server.store.lists import Insert, among, put
 from server.store.prepared import Prepared
 from server.store.schema import cores_in_use, job_count, job_delta, task, workflow
+
+FREE = JOB_CODES[JobState.HOLDING]
+"""From this state on a job's payload is over: its cores are free, its pilot may run something else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,67 +84,128 @@ def alive_by_queue(connection: Connection) -> dict[str, tuple[int, int]]:
     return {row.queue: (int(row.n), int(row.cores)) for row in connection.execute(query)}
 
 
+_COLUMNS = ("task_id", "queue", "state", "n", "cores")
+
+
 def roll_up(connection: Connection, limit: int = 50_000) -> int:
-    """Fold the oldest deltas into the counts; rows folded. To be called by one agent at a time, under its lease."""
+    """Fold the oldest deltas into the counts and into the cores in use; rows folded.
+
+    To be called by one agent at a time, under its lease.
+    """
     ids = select(job_delta.c.id).order_by(job_delta.c.id).limit(limit)
-    rows = connection.execute(
+    gone = (
         delete(job_delta)
         .where(job_delta.c.id.in_(ids))
         .returning(job_delta.c.task_id, job_delta.c.queue, job_delta.c.state, job_delta.c.n, job_delta.c.cores)
-    ).all()
+    )
+    rows, sums = _summed(connection, gone)
+    if rows:
+        put(
+            connection,
+            job_count,
+            [dict(zip(_COLUMNS, each, strict=True)) for each in sorted(sums) if each[3] or each[4]],
+            _add_counts,
+        )
+        used: Counter[int] = Counter()
+        for task_id, _, state, _, cores in sums:
+            if state < FREE:
+                used[task_id] += cores
+        _use(connection, {task_id: cores for task_id, cores in used.items() if cores})
+    return rows
+
+
+def _summed(connection: Connection, gone: Any) -> tuple[int, list[tuple[int, str, int, int, int]]]:
+    """Execute the deletion of deltas: how many, and their sums (task, queue, state, n, cores)."""
+    if connection.dialect.name != "sqlite":
+        rows = gone.cte("gone")
+        key = (rows.c.task_id, rows.c.queue, rows.c.state)
+        query = select(
+            *key,
+            cast(func.sum(rows.c.n), BigInteger),
+            cast(func.sum(rows.c.cores), BigInteger),
+            cast(func.count(), BigInteger),
+        ).group_by(*key)
+        found = connection.execute(query).all()
+        return sum(row[5] for row in found), [(row[0], row[1], row[2], row[3], row[4]) for row in found]
     n: Counter[tuple[int, str, int]] = Counter()
     cores: Counter[tuple[int, str, int]] = Counter()
-    for row in rows:
+    deltas = connection.execute(gone).all()
+    for row in deltas:
         n[row.task_id, row.queue, row.state] += row.n
         cores[row.task_id, row.queue, row.state] += row.cores
-    values = [
-        {"task_id": key[0], "queue": key[1], "state": key[2], "n": n[key], "cores": cores[key]} for key in sorted(n)
-    ]
-    if values:
-        dialect_insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-        statement: Any = dialect_insert(job_count)
-        connection.execute(
-            statement.on_conflict_do_update(
-                index_elements=[job_count.c.task_id, job_count.c.queue, job_count.c.state],
-                set_={
-                    "n": job_count.c.n + statement.excluded.n,
-                    "cores": job_count.c.cores + statement.excluded.cores,
-                },
-            ),
-            values,
+    return len(deltas), [(*key, n[key], cores[key]) for key in n]
+
+
+def _add_counts(statement: Insert) -> Insert:
+    new = statement.excluded
+    return statement.on_conflict_do_update(
+        index_elements=[job_count.c.task_id, job_count.c.queue, job_count.c.state],
+        set_={"n": job_count.c.n + new.n, "cores": job_count.c.cores + new.cores},
+    )
+
+
+def _use(connection: Connection, more: Mapping[int, int]) -> None:
+    """Add the cores that jobs of tasks use more to what their shares and owners use."""
+    changes: Counter[tuple[str, str]] = Counter()
+    ids = sorted(more)
+    for start in range(0, len(ids), 1000):
+        query = (
+            select(task.c.id, task.c.share, workflow.c.owner)
+            .join(workflow, workflow.c.id == task.c.workflow_id)
+            .where(among(connection, task.c.id, ids[start : start + 1000]))
         )
-    return len(rows)
+        for row in connection.execute(query):
+            changes["share", row.share] += more[row.id]
+            changes["owner", row.owner] += more[row.id]
+    _change_use(connection, changes)
+
+
+def _change_use(connection: Connection, changes: Mapping[tuple[str, str], int]) -> None:
+    put(
+        connection,
+        cores_in_use,
+        [{"kind": kind, "name": name, "cores": n} for (kind, name), n in sorted(changes.items()) if n],
+        lambda statement: statement.on_conflict_do_update(
+            index_elements=["kind", "name"], set_={"cores": cores_in_use.c.cores + statement.excluded.cores}
+        ),
+    )
+
+
+def change_share(connection: Connection, task_id: int, old: str, new: str) -> None:
+    """A task goes from one share to another, and with it the cores that its jobs use."""
+    query = select(func.sum(job_count.c.cores)).where(job_count.c.task_id == task_id, job_count.c.state < FREE)
+    cores = int(connection.execute(query).scalar() or 0)
+    if old != new:
+        _change_use(connection, {("share", old): -cores, ("share", new): cores})
 
 
 def sum_up(connection: Connection) -> None:
-    """Write down the cores that each share and each owner uses now, from the roll-up."""
-    alive = job_count.c.state < FIRST_FINAL_JOB_CODE
-    cores = func.sum(job_count.c.cores).label("cores")
-    joined = job_count.join(task, task.c.id == job_count.c.task_id)
-    by_share = select(task.c.share.label("name"), cores).select_from(joined).where(alive).group_by(task.c.share)
-    owners = joined.join(workflow, workflow.c.id == task.c.workflow_id)
-    by_owner = select(workflow.c.owner.label("name"), cores).select_from(owners).where(alive).group_by(workflow.c.owner)
-    for kind, query in (("share", by_share), ("owner", by_owner)):
-        new = {row.name: int(row.cores) for row in connection.execute(query) if row.cores > 0}
-        old = in_use(connection, kind)
-        gone = [name for name in old if name not in new]
-        if gone:
-            connection.execute(delete(cores_in_use).where(cores_in_use.c.kind == kind, cores_in_use.c.name.in_(gone)))
-        changed = [
-            {"kind": kind, "name": name, "cores": used} for name, used in sorted(new.items()) if old.get(name) != used
-        ]
-        if changed:
-            dialect_insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-            statement: Any = dialect_insert(cores_in_use)
-            connection.execute(
-                statement.on_conflict_do_update(
-                    index_elements=["kind", "name"], set_={"cores": statement.excluded.cores}
-                ),
-                changed,
-            )
+    """Sum up the cores that each share and each owner uses anew, from the roll-up: whatever was wrong is right again."""
+    # Held before the counts are read, so that what is rolled up meanwhile is added behind it.
+    held = select(cores_in_use).order_by(cores_in_use.c.kind, cores_in_use.c.name).with_for_update()
+    old = {(row.kind, row.name): row.cores for row in connection.execute(held)}
+    used = (
+        select(job_count.c.task_id, func.sum(job_count.c.cores).label("cores"))
+        .where(job_count.c.state < FIRST_FINAL_JOB_CODE, job_count.c.state < FREE)
+        .group_by(job_count.c.task_id)
+        .subquery()
+    )
+    query = (
+        select(task.c.share, workflow.c.owner, func.sum(used.c.cores).label("cores"))
+        .select_from(used.join(task, task.c.id == used.c.task_id).join(workflow, workflow.c.id == task.c.workflow_id))
+        .group_by(task.c.share, workflow.c.owner)
+    )
+    new: Counter[tuple[str, str]] = Counter()
+    for row in connection.execute(query):
+        new["share", row.share] += int(row.cores)
+        new["owner", row.owner] += int(row.cores)
+    _change_use(connection, {key: new[key] - old.get(key, 0) for key in new.keys() | old.keys()})
+    connection.execute(delete(cores_in_use).where(cores_in_use.c.cores <= 0))
 
 
 def in_use(connection: Connection, kind: str) -> Mapping[str, float]:
-    """Cores in use by ``share`` or by ``owner``, as summed up last."""
-    query = select(cores_in_use.c.name, cores_in_use.c.cores).where(cores_in_use.c.kind == kind)
+    """Cores in use by ``share`` or by ``owner``, as rolled up last."""
+    query = select(cores_in_use.c.name, cores_in_use.c.cores).where(
+        cores_in_use.c.kind == kind, cores_in_use.c.cores > 0
+    )
     return {row.name: float(row.cores) for row in connection.execute(query)}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from sqlalchemy import BigInteger, Connection, Table, bindparam, func, select, update
+from sqlalchemy import BigInteger, Connection, Table, bindparam, func, or_, select, update
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.sql.elements import ColumnElement
 
@@ -43,6 +43,30 @@ class JobRow:
     digest: str | None
     reply: FinishReply | None
     confirmed: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class JobFacts:
+    """What never changes of a job."""
+
+    task_id: int
+    bucket_id: int
+    pilot_id: int
+    queue: str
+    site: str
+
+
+def facts(connection: Connection, job_ids: Sequence[int]) -> dict[int, JobFacts]:
+    """What never changes of those of the jobs that are there. On PostgreSQL."""
+    rows = _FACTS.run(connection, {"ids": list(job_ids)})
+    return {row.id: JobFacts(row.task_id, row.bucket_id, row.pilot_id, row.queue, row.site) for row in rows}
+
+
+_FACTS = Prepared(
+    select(job.c.id, job.c.task_id, job.c.bucket_id, job.c.pilot_id, job.c.queue, job.c.site).where(
+        job.c.id == func.any(bindparam("ids", type_=postgresql.ARRAY(BigInteger)))
+    )
+)
 
 
 def get(connection: Connection, job_id: int) -> JobRow | None:
@@ -247,9 +271,11 @@ def ask_kill(connection: Connection, task_id: int, reason: str) -> int:
     return int(result.rowcount)
 
 
-def ask_kill_of_dead_tasks(connection: Connection, reason: str) -> int:
-    """Ask for the kill of jobs that were being claimed while their task was killed; how many."""
-    dead = select(task.c.id).where(task.c.state == TaskState.ABORTED.value)
+def ask_kill_of_dead_tasks(connection: Connection, reason: str, since: float) -> int:
+    """Ask for the kill of jobs that were being claimed while their task was killed, after ``since``; how many."""
+    dead = select(task.c.id).where(
+        task.c.state == TaskState.ABORTED.value, or_(task.c.ended.is_(None), task.c.ended >= since)
+    )
     result = connection.execute(
         update(job).where(job.c.task_id.in_(dead), ALIVE, job.c.kill_reason.is_(None)).values(kill_reason=reason)
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 from sqlalchemy import BigInteger, Connection, Double, bindparam, case, delete, func, insert, or_, select, update
@@ -29,6 +30,20 @@ LEAST_WALL_S = 0.001
 # ---------------------------------------------------------------- what a job measured
 
 
+GIVEN: dict[str, Any] = {
+    "core_power": Double,
+    "cpu_efficiency": Double,
+    "cpu_s": Double,
+    "memory_mb": Double,
+    "work_dir_mb": Double,
+    "in_bytes": BigInteger,
+    "io_bytes": BigInteger,
+    "leak_kb_s": Double,
+}
+SAID: dict[str, Any] = GIVEN | {"said_events": BigInteger, "said_wall_s": Double}
+"""What is known of a job beside its row, its units and its outputs."""
+
+
 def _noted() -> Prepared:
     processed = or_(*(unit.c.state == UNIT_CODES[state] for state in (UnitState.DONE, UnitState.OUTPUTTING)))
     mine = (unit.c.job_id == bindparam("of_job", type_=BigInteger), processed)
@@ -41,20 +56,10 @@ def _noted() -> Prepared:
         output.c.role == OutputRole.OUTPUT.value,
         output.c.state != int(OutputState.ABANDONED),
     )
-    said = bindparam("events", type_=BigInteger)
-    wall_s = bindparam("wall_s", type_=Double)
+    said = bindparam("said_events", type_=BigInteger)
+    wall_s = bindparam("said_wall_s", type_=Double)
     now = bindparam("now", type_=Double)
-    given = {
-        "core_power": Double,
-        "cpu_efficiency": Double,
-        "cpu_s": Double,
-        "memory_mb": Double,
-        "work_dir_mb": Double,
-        "in_bytes": BigInteger,
-        "io_bytes": BigInteger,
-        "leak_kb_s": Double,
-    }
-    columns = ["job_id", "task_id", "site", "cores", "units", "events", "out_bytes", "wall_s", "ended", *given]
+    columns = ["job_id", "task_id", "site", "cores", "units", "events", "out_bytes", "wall_s", "ended", *GIVEN]
     row = (
         select(
             job.c.id,
@@ -66,7 +71,7 @@ def _noted() -> Prepared:
             written.scalar_subquery(),
             case((wall_s > 0, wall_s), else_=case((now > job.c.started, now - job.c.started), else_=0.0)),
             now,
-            *(bindparam(name, type_=kind) for name, kind in given.items()),
+            *(bindparam(name, type_=kind) for name, kind in GIVEN.items()),
         )
         .join(task, task.c.id == job.c.task_id)
         .where(job.c.id == bindparam("job_id", type_=BigInteger), task.c.measuring)
@@ -80,26 +85,25 @@ _NOTE = _noted()
 def note(connection: Connection, job_id: int, metrics: Metrics | None, queue: QueueSpec | None, now: float) -> None:
     """Keep what a finished job measured, if its task is still being measured. To be called once, in the transaction that
     confirms it, after its units were settled. One statement."""
+    _NOTE.count(connection, {"job_id": job_id, "of_job": job_id, "now": now, **said(metrics, queue)})
+
+
+def said(metrics: Metrics | None, queue: QueueSpec | None) -> dict[str, float]:
+    """What a pilot said of its job and what is known of its queue, for the columns of :data:`SAID`."""
     found = metrics or Metrics()
     place = queue or QueueSpec(name="gone", site="gone")
-    _NOTE.count(
-        connection,
-        {
-            "job_id": job_id,
-            "of_job": job_id,
-            "core_power": place.core_power,
-            "cpu_efficiency": place.cpu_efficiency,
-            "events": _whole(found.events),
-            "cpu_s": _within(found.cpu_s),
-            "wall_s": _within(found.wall_s) if found.wall_s >= LEAST_WALL_S else 0.0,
-            "memory_mb": _within(found.max_pss_mb or found.max_rss_mb),
-            "work_dir_mb": _within(found.work_dir_mb),
-            "in_bytes": _whole(found.stage_in_bytes),
-            "io_bytes": _whole(found.read_bytes + found.written_bytes),
-            "leak_kb_s": max(-MOST, min(MOST, found.leak_kb_s)),
-            "now": now,
-        },
-    )
+    return {
+        "core_power": place.core_power,
+        "cpu_efficiency": place.cpu_efficiency,
+        "said_events": _whole(found.events),
+        "cpu_s": _within(found.cpu_s),
+        "said_wall_s": _within(found.wall_s) if found.wall_s >= LEAST_WALL_S else 0.0,
+        "memory_mb": _within(found.max_pss_mb or found.max_rss_mb),
+        "work_dir_mb": _within(found.work_dir_mb),
+        "in_bytes": _whole(found.stage_in_bytes),
+        "io_bytes": _whole(found.read_bytes + found.written_bytes),
+        "leak_kb_s": max(-MOST, min(MOST, found.leak_kb_s)),
+    }
 
 
 def _within(value: float) -> float:

@@ -118,14 +118,16 @@ def rows_of(connection: Connection, query: Select[Any]) -> list[OutputRow]:
 
 # ---------------------------------------------------------------- the two steps of the commit
 
-_GIVEN = {
+GIVEN: dict[str, Any] = {
     "name": String, "did": Text, "role": String, "storage": String, "path": Text, "size": BigInteger,
     "checksum": String, "events": BigInteger, "attributes": Text, "pattern": SmallInteger,
     "registration": SmallInteger,
 }  # fmt: skip
-_AMENDED = ("size", "checksum", "events", "attributes")
-_COLUMNS = ["job_id", "task_id", "state", "recorded", *_GIVEN]
-_PLACE = (output.c.name, output.c.did, output.c.storage, output.c.path, output.c.registration)
+"""What is written down of a file that is about to be uploaded."""
+AMENDED = ("size", "checksum", "events", "attributes")
+"""Of these what is written anew when the same name is recorded again."""
+_COLUMNS = ["job_id", "task_id", "state", "recorded", *GIVEN]
+PLACE = (output.c.name, output.c.did, output.c.storage, output.c.path, output.c.registration)
 
 
 def _fixed() -> list[Any]:
@@ -139,20 +141,20 @@ def _fixed() -> list[Any]:
 
 def _record_on_postgresql() -> Any:
     given = func.json_to_recordset(cast(bindparam("rows", type_=Text), postgresql.JSON))
-    table = given.table_valued(*(column(name, kind) for name, kind in _GIVEN.items()))
+    table = given.table_valued(*(column(name, kind) for name, kind in GIVEN.items()))
     rows = table.render_derived(name="given", with_types=True)
-    statement = postgresql.insert(output).from_select(_COLUMNS, select(*_fixed(), *(rows.c[name] for name in _GIVEN)))
-    changed = {name: statement.excluded[name] for name in _AMENDED}
-    return statement.on_conflict_do_update(index_elements=["job_id", "name"], set_=changed).returning(*_PLACE)
+    statement = postgresql.insert(output).from_select(_COLUMNS, select(*_fixed(), *(rows.c[name] for name in GIVEN)))
+    changed = {name: statement.excluded[name] for name in AMENDED}
+    return statement.on_conflict_do_update(index_elements=["job_id", "name"], set_=changed).returning(*PLACE)
 
 
 def _record_on_sqlite() -> Any:
     rows = func.json_each(bindparam("rows", type_=Text)).table_valued("value", name="given")
-    found = [func.json_extract(rows.c.value, literal_column(f"'$.{name}'")) for name in _GIVEN]
+    found = [func.json_extract(rows.c.value, literal_column(f"'$.{name}'")) for name in GIVEN]
     # Without a WHERE, SQLite would take ON CONFLICT for the condition of a join.
     statement = sqlite.insert(output).from_select(_COLUMNS, select(*_fixed(), *found).where(true()))
-    changed = {name: statement.excluded[name] for name in _AMENDED}
-    return statement.on_conflict_do_update(index_elements=["job_id", "name"], set_=changed).returning(*_PLACE)
+    changed = {name: statement.excluded[name] for name in AMENDED}
+    return statement.on_conflict_do_update(index_elements=["job_id", "name"], set_=changed).returning(*PLACE)
 
 
 _RECORD = {"postgresql": Prepared(_record_on_postgresql()), "sqlite": Prepared(_record_on_sqlite())}
@@ -165,25 +167,32 @@ def record(
 
     A name that was recorded before keeps its place and gets the new size and checksum.
     """
-    rows = [
-        {
-            "name": new.file.name,
-            "did": new.did,
-            "role": new.file.role.value,
-            "storage": new.storage,
-            "path": new.path,
-            "size": new.file.size,
-            "checksum": new.file.checksum,
-            "events": new.file.events,
-            "attributes": _text(new.file.attributes),
-            "pattern": new.pattern,
-            "registration": REGISTRATION_CODES[new.registration],
-        }
-        for new in files
-    ]
-    given = {"job_id": job_id, "task_id": task_id, "now": now, "rows": msgspec.json.encode(rows).decode()}
+    rows = msgspec.json.encode([given_of(new) for new in files]).decode()
+    given = {"job_id": job_id, "task_id": task_id, "now": now, "rows": rows}
     found = _RECORD[connection.dialect.name].run(connection, given)
-    return {row.name: Place(row.did, row.storage, row.path, REGISTRATIONS[row.registration]) for row in found}
+    return {row.name: place_of(row) for row in found}
+
+
+def given_of(new: NewOutput) -> dict[str, Any]:
+    """The columns of :data:`GIVEN`."""
+    return {
+        "name": new.file.name,
+        "did": new.did,
+        "role": new.file.role.value,
+        "storage": new.storage,
+        "path": new.path,
+        "size": new.file.size,
+        "checksum": new.file.checksum,
+        "events": new.file.events,
+        "attributes": _text(new.file.attributes),
+        "pattern": new.pattern,
+        "registration": REGISTRATION_CODES[new.registration],
+    }
+
+
+def place_of(row: Any) -> Place:
+    """From a row of :data:`PLACE`."""
+    return Place(row.did, row.storage, row.path, REGISTRATIONS[row.registration])
 
 
 def places(connection: Connection, job_id: int) -> dict[str, str]:

@@ -189,9 +189,19 @@ SLICE = 50_000
 """Pilots that are looked at in one go, in the order of their numbers."""
 
 
+@dataclass(frozen=True, slots=True)
+class SilentPilot:
+    """An active pilot, when it was heard of last, if ever, and whether its worker has ended for the batch system."""
+
+    id: int
+    queue: str
+    heard: float | None
+    worker_ended: bool
+
+
 def silent(
     connection: Connection, before: float, kept_since: float, after: int = 0
-) -> tuple[Sequence[PilotRow], int | None]:
+) -> tuple[Sequence[SilentPilot], int | None]:
     """Active pilots of a slice that were not heard of since ``before``, and the number to go on after, if any are left.
 
     One without a beat counts as heard of when the beats began to be kept (``kept_since``).
@@ -204,13 +214,21 @@ def silent(
     if last[0] is None:
         return [], None
     query = (
-        _PILOT.outerjoin(pilot_beat, pilot_beat.c.pilot_id == pilot.c.id)
+        select(pilot.c.id, pilot.c.queue, pilot_beat.c.time, worker.c.state)
+        .join(worker, worker.c.mark == pilot.c.worker)
+        .outerjoin(pilot_beat, pilot_beat.c.pilot_id == pilot.c.id)
         .where(pilot.c.state == literal_column("0"), pilot.c.id > after, pilot.c.id <= last[0])
         .where(func.coalesce(pilot_beat.c.time, kept_since) < before)
         .order_by(pilot.c.id)
     )
-    found = [_pilot(dict(row)) for row in connection.execute(query).mappings()]
+    found = [
+        SilentPilot(pilot_id, queue, heard, state in _ENDED)
+        for pilot_id, queue, heard, state in connection.execute(query)
+    ]
     return found, int(last[0]) if last[1] == SLICE else None
+
+
+_ENDED = frozenset(state.value for state in FINAL_WORKER_STATES)
 
 
 def silent_of_ended_workers(connection: Connection, before: float, kept_since: float, limit: int) -> Sequence[PilotRow]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from typing import Any
 
 from sqlalchemy import Connection
@@ -32,7 +32,7 @@ class Prepared:
 
     def run(self, connection: Connection, parameters: Mapping[str, Any]) -> Sequence[Any]:
         """Execute it; the rows as named tuples, if it returns any. Values are as the driver gives them."""
-        return self._execute(connection, parameters, self._rows)  # type: ignore[no-any-return]
+        return self._execute(connection, parameters, self.rows_of)  # type: ignore[no-any-return]
 
     def count(self, connection: Connection, parameters: Mapping[str, Any]) -> int:
         """Execute it; the number of rows that it changed."""
@@ -49,8 +49,7 @@ class Prepared:
                 cursor.executemany(text, bound)
 
     def _execute(self, connection: Connection, parameters: Mapping[str, Any], take: Callable[[Any], Any]) -> Any:
-        text, fixed, order = self._for(connection)
-        bound = _bound(fixed, order, parameters)
+        text, bound = self.rendered(connection, parameters)
         with _cursor(connection) as cursor:
             try:
                 cursor.execute(text, bound)
@@ -58,7 +57,13 @@ class Prepared:
             except connection.dialect.loaded_dbapi.Error as error:
                 raise _translated(connection, text, bound, error) from error
 
-    def _rows(self, cursor: Any) -> Sequence[Any]:
+    def rendered(self, connection: Connection, parameters: Mapping[str, Any]) -> tuple[str, Any]:
+        """Text and parameters as the driver takes them."""
+        text, fixed, order = self._for(connection)
+        return text, _bound(fixed, order, parameters)
+
+    def rows_of(self, cursor: Any) -> Sequence[Any]:
+        """What the driver's cursor found for it, as named tuples."""
         if self._make is None:
             # Asked once only: drivers make the description anew each time. Names that a tuple cannot have are replaced.
             found = cursor.description
@@ -72,6 +77,27 @@ class Prepared:
             with self._mutex:
                 found = self._compiled[name] = _compiled(self._statement, connection)
         return found
+
+
+def in_one_go(connection: Connection, steps: Sequence[tuple[Prepared, Mapping[str, Any]]]) -> list[Sequence[Any]]:
+    """Execute statements on PostgreSQL in one way there and back; the rows of each.
+
+    On a connection that commits by itself they are one transaction. Each sees what others committed before it began.
+    """
+    if len(steps) == 1:
+        return [steps[0][0].run(connection, steps[0][1])]
+    raw: Any = connection.connection.dbapi_connection
+    with ExitStack() as stack:
+        cursors = [stack.enter_context(closing(raw.cursor())) for _ in steps]
+        text, bound = "", None
+        try:
+            with raw.pipeline():
+                for cursor, (statement, parameters) in zip(cursors, steps, strict=True):
+                    text, bound = statement.rendered(connection, parameters)
+                    cursor.execute(text, bound)
+        except connection.dialect.loaded_dbapi.Error as error:
+            raise _translated(connection, text, bound, error) from error
+        return [statement.rows_of(cursor) for cursor, (statement, _) in zip(cursors, steps, strict=True)]
 
 
 def _compiled(statement: ClauseElement, connection: Connection) -> _Compiled:

@@ -15,8 +15,11 @@ from common.wire import Metrics, StageSpec, TraceView
 from server.engine.accounting import EndedJob
 from server.engine.provenance import TaskOrigin, UnitOrigin, digest_of, task_document
 from server.engine.sizing import number_of
-from server.store.codes import JOB_CODES, JOB_STATES, UNIT_STATES
-from server.store.schema import job, pilot, task, unit, unit_detail, worker, workflow
+from server.store import outputs
+from server.store.codes import JOB_CODES, JOB_STATES, UNIT_STATES, OutputState
+from server.store.lists import among, put
+from server.store.outputs import OutputRow
+from server.store.schema import job, output, pilot, task, unit, unit_detail, worker, workflow
 from server.store.schema_outputs import job_ended, trace_job, trace_task
 
 
@@ -37,16 +40,18 @@ class JobPlace:
 
 def jobs(connection: Connection, job_ids: Collection[int]) -> dict[int, tuple[EndedJob, JobPlace]]:
     """Jobs with all that is to be told of them; one that has not ended yet ends now for this purpose."""
-    query = (
+    query: Select[Any] = (
         select(
-            job, workflow.c.owner, workflow.c.group_name, pilot.c.version, pilot.c.worker, worker.c.batch_id,
-            worker.c.harvester,
+            job.c.id, job.c.task_id, job.c.pilot_id, job.c.queue, job.c.site, job.c.host, job.c.cores, job.c.state,
+            job.c.claimed, job.c.started, job.c.ended, job.c.confirmed, job.c.metrics, job.c.exit_code,
+            job.c.error_code, job.c.error_detail, workflow.c.owner, workflow.c.group_name, pilot.c.version,
+            pilot.c.worker, worker.c.batch_id, worker.c.harvester,
         )
         .join(task, task.c.id == job.c.task_id)
         .join(workflow, workflow.c.id == task.c.workflow_id)
         .outerjoin(pilot, pilot.c.id == job.c.pilot_id)
         .outerjoin(worker, worker.c.mark == pilot.c.worker)
-        .where(job.c.id.in_(list(job_ids)))
+        .where(among(connection, job.c.id, job_ids))
     )  # fmt: skip
     return {row.id: (_ended(row), _place(row)) for row in connection.execute(query)}
 
@@ -91,7 +96,7 @@ def units(connection: Connection, job_ids: Collection[int]) -> dict[int, list[Un
             unit_detail.c.counter, unit_detail.c.first_event, unit_detail.c.events,
         )
         .join(unit_detail, unit_detail.c.unit_id == unit.c.id)
-        .where(unit.c.job_id.in_(list(job_ids)))
+        .where(among(connection, unit.c.job_id, job_ids))
         .order_by(unit.c.id)
     )  # fmt: skip
     found: dict[int, list[UnitOrigin]] = {job_id: [] for job_id in job_ids}
@@ -109,6 +114,14 @@ def units(connection: Connection, job_ids: Collection[int]) -> dict[int, list[Un
             )
         )
     return found
+
+
+def written(connection: Connection, job_ids: Collection[int]) -> list[OutputRow]:
+    """The outputs that jobs wrote and that are visible, by id."""
+    query = select(output).where(
+        among(connection, output.c.job_id, job_ids), output.c.state == int(OutputState.CONFIRMED)
+    )
+    return outputs.rows_of(connection, query.order_by(output.c.id))
 
 
 _ORIGIN: Select[Any] = (
@@ -148,7 +161,7 @@ def record_tasks(connection: Connection, task_ids: Collection[int]) -> dict[int,
     current = (
         select(trace_task.c.task_id, trace_task.c.id)
         .join(task, and_(task.c.id == trace_task.c.task_id, task.c.changed == trace_task.c.checked))
-        .where(trace_task.c.task_id.in_(list(task_ids)))
+        .where(among(connection, trace_task.c.task_id, task_ids))
     )
     found = {row.task_id: row.id for row in connection.execute(current)}
     for task_id in sorted(set(task_ids) - set(found)):
@@ -202,9 +215,7 @@ def record_jobs(connection: Connection, records: Iterable[NewRecord]) -> None:
         }
         for each in records
     ]
-    if rows:
-        dialect_insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-        connection.execute(dialect_insert(trace_job).on_conflict_do_nothing(), rows)
+    put(connection, trace_job, rows, lambda statement: statement.on_conflict_do_nothing())
 
 
 def recorded(connection: Connection, job_id: int) -> tuple[dict[str, Any], dict[str, Any]] | None:

@@ -366,7 +366,7 @@ cores_in_use = Table(
     Column("name", String(255), primary_key=True),
     Column("cores", BigInteger, nullable=False),
 )
-"""Cores of live jobs by ``share`` and by ``owner``: summed from ``job_count`` by an agent every few seconds."""
+"""Cores of jobs that run by ``share`` and by ``owner``: kept up as ``job_count`` is, and now and then summed from it."""
 
 web_process = Table(
     "web_process",

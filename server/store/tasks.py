@@ -15,8 +15,9 @@ from sqlalchemy import Connection, delete, insert, or_, select, update
 
 from common.states import FINAL_TASK_STATES, FINAL_UNIT_STATES, TaskState
 from server.engine.scouts import NO_SCOUTS
-from server.store import inputs
+from server.store import inputs, job_counts
 from server.store.codes import UNIT_CODES
+from server.store.lists import among
 from server.store.schema import job, task, unit_count, unit_delta, workflow
 from server.store.schema_commands import task_move, task_touched
 
@@ -64,7 +65,7 @@ def briefs(connection: Connection, task_ids: Collection[int]) -> list[TaskBrief]
     ids = sorted(task_ids)
     for start in range(0, len(ids), 1000):
         query = select(task.c.id, task.c.state, task.c.input_closed).where(
-            task.c.id.in_(ids[start : start + 1000]), task.c.state.in_(_OPEN)
+            among(connection, task.c.id, ids[start : start + 1000]), task.c.state.in_(_OPEN)
         )
         found += [TaskBrief(row.id, TaskState(row.state), row.input_closed) for row in connection.execute(query)]
     return found
@@ -136,6 +137,8 @@ def change_spec(connection: Connection, row: TaskRow, changes: Mapping[str, Any]
     values: dict[str, Any] = {"spec": msgspec.json.encode(spec).decode()}
     values |= {name: changes[name] for name in ("priority", "share") if name in changes}
     connection.execute(update(task).where(task.c.id == row.id).values(**values))
+    if "share" in changes:
+        job_counts.change_share(connection, row.id, row.spec.share, changes["share"])
 
 
 def specs_of(connection: Connection, workflow_id: int) -> list[dict[str, Any]]:

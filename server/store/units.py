@@ -16,6 +16,7 @@ from sqlalchemy import (
     BigInteger,
     Connection,
     bindparam,
+    cast,
     delete,
     func,
     insert,
@@ -33,6 +34,7 @@ from server.engine.sizing import number_of, raised
 from server.store import tasks
 from server.store.claim_terms import DETAIL_COLUMNS, TakenUnit, taken_unit, usable_replicas
 from server.store.codes import UNIT_CODES, UNIT_READY, UNIT_STATES
+from server.store.lists import Insert, among, put
 from server.store.prepared import Prepared
 from server.store.schema import bucket, task, unit, unit_count, unit_delta, unit_detail
 
@@ -364,8 +366,12 @@ def move_all(connection: Connection, task_id: int, sources: Iterable[UnitState],
 def counts(connection: Connection, task_ids: Sequence[int]) -> dict[int, dict[UnitState, int]]:
     """How many units of each task are in each state, in one consistent look."""
     parts = union_all(
-        select(unit_count.c.task_id, unit_count.c.state, unit_count.c.n).where(unit_count.c.task_id.in_(task_ids)),
-        select(unit_delta.c.task_id, unit_delta.c.state, unit_delta.c.n).where(unit_delta.c.task_id.in_(task_ids)),
+        select(unit_count.c.task_id, unit_count.c.state, unit_count.c.n).where(
+            among(connection, unit_count.c.task_id, task_ids)
+        ),
+        select(unit_delta.c.task_id, unit_delta.c.state, unit_delta.c.n).where(
+            among(connection, unit_delta.c.task_id, task_ids)
+        ),
     ).subquery()
     query = select(parts.c.task_id, parts.c.state, func.sum(parts.c.n).label("n")).group_by(
         parts.c.task_id, parts.c.state
@@ -383,29 +389,42 @@ def roll_up(connection: Connection, limit: int = 50_000) -> int:
     To be called by one agent at a time, under its lease.
     """
     ids = select(unit_delta.c.id).order_by(unit_delta.c.id).limit(limit)
-    rows = connection.execute(
+    gone = (
         delete(unit_delta)
         .where(unit_delta.c.id.in_(ids))
         .returning(unit_delta.c.task_id, unit_delta.c.bucket_id, unit_delta.c.state, unit_delta.c.n)
-    ).all()
-    totals: Counter[tuple[int, int, int]] = Counter()
-    for row in rows:
-        totals[row.task_id, row.bucket_id, row.state] += row.n
-    values = [
-        {"task_id": task_id, "bucket_id": bucket_id, "state": state, "n": n}
-        for (task_id, bucket_id, state), n in sorted(totals.items())
-    ]
-    if values:
-        dialect_insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-        statement: Any = dialect_insert(unit_count)
-        key = [unit_count.c.task_id, unit_count.c.bucket_id, unit_count.c.state]
-        connection.execute(
-            statement.on_conflict_do_update(index_elements=key, set_={"n": unit_count.c.n + statement.excluded.n}),
-            values,
-        )
+    )
+    rows, totals = _summed(connection, gone)
+    if rows:
+        values = [
+            {"task_id": task_id, "bucket_id": bucket_id, "state": state, "n": n}
+            for (task_id, bucket_id, state), n in sorted(totals.items())
+            if n
+        ]
+        put(connection, unit_count, values, _add_counts)
         _hint(connection, sorted({bucket_id for _, bucket_id, _ in totals}))
         tasks.touch(connection, {task_id for task_id, _, _ in totals})
-    return len(rows)
+    return rows
+
+
+def _summed(connection: Connection, gone: Any) -> tuple[int, dict[tuple[int, int, int], int]]:
+    """Execute the deletion of deltas: how many, and their sums by (task, bucket, state)."""
+    if connection.dialect.name != "sqlite":
+        rows = gone.cte("gone")
+        key = (rows.c.task_id, rows.c.bucket_id, rows.c.state)
+        query = select(*key, cast(func.sum(rows.c.n), BigInteger), cast(func.count(), BigInteger)).group_by(*key)
+        found = connection.execute(query).all()
+        return sum(row[4] for row in found), {(row[0], row[1], row[2]): row[3] for row in found}
+    totals: Counter[tuple[int, int, int]] = Counter()
+    deltas = connection.execute(gone).all()
+    for row in deltas:
+        totals[row.task_id, row.bucket_id, row.state] += row.n
+    return len(deltas), totals
+
+
+def _add_counts(statement: Insert) -> Insert:
+    key = [unit_count.c.task_id, unit_count.c.bucket_id, unit_count.c.state]
+    return statement.on_conflict_do_update(index_elements=key, set_={"n": unit_count.c.n + statement.excluded.n})
 
 
 def _hint(connection: Connection, bucket_ids: list[int]) -> None:
@@ -418,7 +437,9 @@ def _hint(connection: Connection, bucket_ids: list[int]) -> None:
     for start in range(0, len(bucket_ids), 1000):
         ids = bucket_ids[start : start + 1000]
         connection.execute(
-            update(bucket).where(bucket.c.id.in_(ids), bucket.c.maybe_ready != ready).values(maybe_ready=ready)
+            update(bucket)
+            .where(among(connection, bucket.c.id, ids), bucket.c.maybe_ready != ready)
+            .values(maybe_ready=ready)
         )
 
 

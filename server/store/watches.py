@@ -13,10 +13,10 @@ from typing import Any
 from sqlalchemy import Connection, and_, delete, insert, literal, not_, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from common.states import FINAL_WORKER_STATES, JobState, TaskState
+from common.states import JobState, TaskState
 from server.store.codes import JOB_CODES, JOB_STATES, PilotState
 from server.store.jobs import ALIVE
-from server.store.schema import job, pilot, pilot_beat, task, worker
+from server.store.schema import job, pilot, pilot_beat, task
 from server.store.schema_failures import job_watch, slice_cursor, task_watch
 
 
@@ -37,19 +37,6 @@ def clamp_future(connection: Connection, after: int, last: int | None, now: floa
     if last is not None:
         where.append(pilot_beat.c.pilot_id <= last)
     connection.execute(update(pilot_beat).where(*where).values(time=now))
-
-
-def heard(connection: Connection, pilot_ids: Sequence[int]) -> dict[int, float]:
-    """When pilots were heard of last; those without a beat are missing."""
-    rows = connection.execute(select(pilot_beat).where(pilot_beat.c.pilot_id.in_(pilot_ids)))
-    return {row.pilot_id: row.time for row in rows}
-
-
-def ended_workers(connection: Connection, marks: Collection[str]) -> set[str]:
-    """Those of the workers that have ended for the batch system."""
-    final = [state.value for state in FINAL_WORKER_STATES]
-    query = select(worker.c.mark).where(worker.c.mark.in_(marks), worker.c.state.in_(final))
-    return {row.mark for row in connection.execute(query)}
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,10 @@ from common.wire import (
     StorageSpec,
 )
 from server.config import Knobs
+from server.engine import demand_groups
 from server.engine.demand import Split, portions, split
-from server.engine.demand_groups import TURN_S
-from server.engine.demand_queues import Load
+from server.engine.demand_groups import SCALE, TURN_S, Grouping
+from server.engine.demand_queues import Load, places_of
 from server.engine.demand_sizes import UnitsPerJob
 from server.engine.matching import Candidate, Moment, SiteFaults, Traits
 from server.engine.scouts import Scouting
@@ -237,6 +238,55 @@ def test_all_queues_together_are_asked_once_and_only_those_that_may(
         allowed |= may if n else set()
     assert jobs(there, found) == expected
     assert {name for name, each in per_queue.items() if each} <= allowed
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.lists(st.dictionaries(st.sampled_from(["A", "B", "C"]), st.integers(0, 110)), min_size=1, max_size=5),
+    st.sets(st.sampled_from(["A", "B", "C", "GONE"])),
+    st.integers(0, 100),
+    st.lists(st.builds(Load, st.integers(0, 50), st.integers(0, 50)), min_size=5, max_size=5),
+)
+def test_each_queue_weighs_what_its_nearest_input_makes_of_it(
+    distances: list[dict[str, int]], locations: set[str], max_distance: int, loads: list[Load]
+) -> None:
+    there = World(
+        sites={f"S{n}": SiteSpec(f"S{n}", distances=each) for n, each in enumerate(distances)},
+        queues={queue.name: queue for queue in queues(len(distances))},
+        storages={
+            name: StorageSpec(name=name, site=f"S{n}", endpoints=[Endpoint("root://h//d")])
+            for n, name in enumerate("ABC")
+        },
+    )
+    moment = Moment(there, NOW)
+    places, _ = places_of(moment, {f"Q{n}": load for n, load in enumerate(loads)}, KNOBS)
+    grouping = Grouping(places, moment)
+    candidate, units = bucket(locations=tuple(sorted(locations)), max_distance=max_distance)
+    grouping.add(candidate, units)
+    (group,) = grouping.groups()
+    expected = {}
+    for place in places:
+        if grouping.refusal(group, place) is None:
+            nearest = there.nearest(place.queue.site, candidate.locations)
+            expected[place.queue.name] = round(place.weight(nearest) * SCALE)
+    assert {way.place.queue.name: way.weight for way in grouping.choose(group, NOW).ways} == expected
+
+
+def test_so_much_work_that_queues_are_drawn_comes_to_the_same() -> None:
+    there = world(*queues(20))
+    loads = {f"Q{n}": Load(running=n) for n in range(20)}
+    work = [bucket(n, units=10, locations=("SE",) if n % 2 else ()) for n in range(1, 401)]
+    exact = pilots(there, work, loads=loads)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demand_groups, "MOST_ASKED", 0)
+        work = [
+            bucket(n, units=10, locations=("SE",) if n % 2 else (), exclude_sites=frozenset({f"X{n}"}))
+            for n in range(1, 401)
+        ]
+        drawn = pilots(there, work, loads=loads)
+    assert sum(drawn.values()) == sum(exact.values()) == 4000
+    for name, n in exact.items():
+        assert drawn[name] == pytest.approx(n, rel=0.4, abs=40)
 
 
 def test_the_order_of_the_queues_does_not_matter() -> None:

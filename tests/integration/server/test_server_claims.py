@@ -21,7 +21,7 @@ from common.wire import FilesInput, MergeRule, StageInput, UnitsAcquireReply, Un
 from server.dispatch.acquire import MAX_UNITS
 from server.engine.sizing import TIER_BITS, Bounds, ReadyUnit, prefix, rows_to_look_at
 from server.store import claim_postgres
-from server.store.claims import Claimant, ClaimedJob, ClaimTerms, Floors, claim_job
+from server.store.claims import Asked, Claimant, ClaimedJob, ClaimTerms, Floors, claim_job
 from server.store.codes import UNIT_CODES, UNIT_READY
 from server.store.database import Database
 from server.store.prepared import Prepared
@@ -35,7 +35,7 @@ def claim(database: Database, terms: ClaimTerms, pilot_id: int, floors: Floors) 
     """A job for a pilot, as a request of its own."""
     claimant = Claimant(pilot_id, "q", "s", "node", "}")
     with database.at_once() as connection:
-        return claim_job(connection, terms, claimant, (uuid.uuid4().hex, 0), 1, floors, 1000.0)
+        return claim_job(connection, Asked(terms, claimant, uuid.uuid4().hex, 0, 1, 1000.0), floors)
 
 
 def only_bucket(site: Site, task_id: int) -> int:

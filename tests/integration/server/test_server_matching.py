@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from sqlalchemy import insert, update
 
 from common.states import ResourceState
 from common.wire import (
@@ -20,13 +21,17 @@ from common.wire import (
     TaggingRule,
     TaggingRuleList,
     Tags,
+    TaskChange,
+    TaskView,
     WhyReply,
     WorkflowRequest,
     WorkflowView,
 )
 from server.agents.demand import split_work
-from server.agents.duties import sum_up
+from server.agents.duties import recount, sum_up
 from server.store import demand as store
+from server.store import job_counts
+from server.store.schema import cores_in_use
 from tests.integration.server.harness import Pilot, Refused, Site, files, stage
 
 
@@ -209,6 +214,41 @@ def test_shares_tell_what_they_should_have_and_have(site: Site) -> None:
     assert site.raw("GET", "/v1/shares/gone", token=site.token("user")).status_code == 404
 
 
+def test_use_follows_jobs_and_tasks_from_share_to_share_and_is_right_again_if_it_was_wrong(site: Site) -> None:
+    site.world()
+    for name in ("a", "b"):
+        site.admin("PUT", f"/v1/shares/{name}", ShareSpec(name))
+    one = site.counter(2, share="a", **needs(cores=2))
+    site.counter(1, share="b")
+    pilots = [site.pilot(cores=2), site.pilot(cores=2), site.pilot()]
+
+    def used() -> tuple[dict[str, float], dict[str, float]]:
+        recount(site.dispatcher)
+        with site.database.read() as connection:
+            found = tuple(dict(job_counts.in_use(connection, kind)) for kind in ("share", "owner"))
+        sum_up(site.dispatcher)
+        with site.database.read() as connection:
+            assert found == tuple(dict(job_counts.in_use(connection, kind)) for kind in ("share", "owner"))
+        return found[0], found[1]
+
+    assert used() == ({}, {})
+    site.tick()
+    jobs = [pilot.acquire() for pilot in pilots]
+    assert used() == ({"a": 4.0, "b": 1.0}, {"u": 5.0})
+    site.user("PATCH", f"/v1/tasks/{one}", TaskChange(share="b"), TaskView)
+    assert used() == ({"b": 5.0}, {"u": 5.0})
+    pilots[0].succeed(jobs[0], "out")
+    assert used() == ({"b": 3.0}, {"u": 3.0})
+    with site.database.write() as connection:
+        connection.execute(update(cores_in_use).values(cores=99))
+        connection.execute(insert(cores_in_use).values(kind="share", name="gone", cores=7))
+    sum_up(site.dispatcher)
+    assert used() == ({"b": 3.0}, {"u": 3.0})
+    for pilot, job in zip(pilots[1:], jobs[1:], strict=True):
+        pilot.succeed(job, "out")
+    assert used() == ({}, {})
+
+
 # ---------------------------------------------------------------- why
 
 
@@ -262,10 +302,10 @@ def test_a_demand_that_is_dear_to_compute_is_left_to_the_agent(site: Site) -> No
     with site.database.write() as connection:
         found = store.get(connection, "q")
         assert found is not None
-        store.put(connection, [store.Stored("q", found.computed, 2.0, found.numbers)])
+        store.put(connection, [store.Stored("q", found.computed, 1.0, found.numbers)])
     site.counter(10, **needs())
     site.tick(40)
-    assert sum(line.pilots for line in demand(site, "q").shapes) == 10  # 25 times 2 s are not over
+    assert sum(line.pilots for line in demand(site, "q").shapes) == 10  # 50 times 1 s are not over
     split_work(site.dispatcher)
     assert sum(line.pilots for line in demand(site, "q").shapes) == 10
     site.tick(20)

@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
-import os
-import re
-import signal
-import subprocess
-import sys
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
-from urllib.request import Request, urlopen
 
-import pytest
-from sqlalchemy import func, select
+from sqlalchemy import select
 
-from common.clock import SystemClock
 from common.states import TaskState
-from common.tokens import TokenIssuer
 from common.wire import StageInput, UnitsAcquireReply, UnitsAcquireRequest
-from server.app import create_dispatcher
-from server.config import ServerConfig
 from server.engine.sizing import Bounds
-from server.store.claims import Claimant, ClaimTerms, Floors, claim_job
+from server.store.claims import Asked, Claimant, ClaimTerms, Floors, claim_job
 from server.store.database import Database
 from server.store.schema import bucket, unit
 from server.store.schema import job as job_table
@@ -38,7 +23,6 @@ from tests.integration.server.harness import Pilot, Site, stage
 
 PROCESSES = 16
 UNITS = 20_000
-STARTED = re.compile(rb"listening on http://127.0.0.1:(\d+)")
 
 
 # ---------------------------------------------------------------- sixteen processes
@@ -58,8 +42,8 @@ def _claim_all(url: str, pilot_id: int, terms: list[ClaimTerms], first: int, bar
         if index not in empty:
             continue
         with database.at_once() as connection:
-            request = (uuid.uuid4().hex, 0)
-            job = claim_job(connection, terms[index], claimant, request, 1, floors, 1000.0)
+            asked = Asked(terms[index], claimant, uuid.uuid4().hex, 0, 1, 1000.0)
+            job = claim_job(connection, asked, floors)
         if job is None:
             empty[index] += 1  # others may hold all that is left for this moment
             if empty[index] == 3:
@@ -104,89 +88,6 @@ def test_real_postgres_sixteen_processes_claim_twenty_thousand_units_each_once(
     assert jobs == {job_id: len(ids) for job_id, _, ids in found}
     site.check_counts()
     site.database.close()
-
-
-# ---------------------------------------------------------------- a real server of two processes
-
-
-@dataclass
-class Served:
-    """A ``pilotage server`` over a database that the test looks into."""
-
-    port: int
-    site: Site
-
-    def post(self, path: str, body: object, token: str) -> Any:
-        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
-        request = Request(f"http://127.0.0.1:{self.port}{path}", json.dumps(body).encode(), headers, method="POST")
-        with urlopen(request, timeout=60) as reply:
-            return json.loads(reply.read())
-
-
-@pytest.fixture
-def served(make_url_of: Callable[[str], str], tmp_path: Path) -> Iterator[Served]:
-    url = make_url_of("real_postgres")
-    state = tmp_path / "state"
-    config = tmp_path / "server.toml"
-    config.write_text(f'[server]\nstate_dir = "{state}"\nport = 0\nweb_processes = 2\ndatabase = "{url}"\n')
-    own = {name: value for name, value in os.environ.items() if not name.startswith("PILOTAGE_")}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "common.cli.main", "--config", str(config), "server", "--web-only"],
-        env={**own, "XDG_CONFIG_HOME": str(tmp_path / "none"), "PYTHONUNBUFFERED": "1"},
-        cwd=Path(__file__).parents[3],
-        stderr=subprocess.PIPE,
-    )
-    assert process.stderr is not None
-    port = int(next(filter(None, map(STARTED.search, process.stderr)))[1])
-    reader = threading.Thread(target=process.stderr.read, daemon=True)
-    reader.start()
-    site = Site(url, SystemClock())
-    key: TokenIssuer = create_dispatcher(ServerConfig(state_dir=str(state), database=url)).issuer
-    site.issuer = site.dispatcher.issuer = key
-    try:
-        yield Served(port, site)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(30)
-        reader.join(10)
-        site.database.close()
-
-
-def test_real_postgres_sixteen_pilots_over_http_get_each_unit_once(served: Served) -> None:
-    """Two web processes, each with floors and looks of its own."""
-    site = served.site.world()
-    tasks = site.submit(stage("a", count=600, files_per_job=2), stage("b", count=600, files_per_job=3))
-    pilots = [site.pilot() for _ in range(PROCESSES)]
-    barrier, never = threading.Barrier(PROCESSES), threading.Event()
-
-    def work(pilot: Pilot) -> list[tuple[int, list[int]]]:
-        found: list[tuple[int, list[int]]] = []
-        empty = 0
-        offer = {"cores": 1, "memory_mb": 4000, "disk_mb": 20_000, "tags": ["apptainer"]}
-        barrier.wait(60)
-        while empty < 5:
-            body = {"request_id": uuid.uuid4().hex, "offer": offer, "max_jobs": 1}
-            jobs = served.post("/v1/jobs:acquire", body, pilot.grant.token).get("jobs", [])
-            if jobs:
-                # The same request again, as after a lost reply, perhaps to the other process.
-                again = served.post("/v1/jobs:acquire", body, pilot.grant.token)["jobs"]
-                assert [each["job_id"] for each in again] == [each["job_id"] for each in jobs]
-                empty = 0
-            else:
-                empty += 1
-                never.wait(1.1)  # a bucket that was found empty is left alone for a second
-            found += [(each["job_id"], [one["unit_id"] for one in each["units"]]) for each in jobs]
-        return found
-
-    with ThreadPoolExecutor(PROCESSES) as pool:
-        found = [each for result in pool.map(work, pilots) for each in result]
-    taken = Counter(unit_id for _, ids in found for unit_id in ids)
-    assert set(taken.values()) == {1}, "a unit was given twice"
-    assert len(taken) == 1200
-    assert site.task(tasks[0]).units == site.task(tasks[1]).units == {"reserved": 600}
-    with site.database.read() as connection:
-        assert connection.execute(select(func.count()).select_from(job_table)).scalar_one() == len(found)
-    site.check_counts()
 
 
 # ---------------------------------------------------------------- a pause in the middle of claims

@@ -1,0 +1,249 @@
+"""Claims of one unit each for several pilots at once, on PostgreSQL: one statement, one commit.
+
+Requests that arrive together are carried out together (:mod:`server.batching`), so that what a statement, a transaction
+and a wait for the disk cost is shared by all of them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from sqlalchemy import (
+    CTE,
+    BigInteger,
+    Connection,
+    Double,
+    Integer,
+    SmallInteger,
+    String,
+    Text,
+    and_,
+    bindparam,
+    cast,
+    column,
+    func,
+    insert,
+    literal_column,
+    or_,
+    select,
+    true,
+    union_all,
+    update,
+)
+from sqlalchemy.dialects import postgresql
+
+from common.states import JobState
+from server.store.claim_terms import DETAIL_COLUMNS, MAY_RUN, Asked
+from server.store.codes import JOB_CODES, UNIT_READY, UNIT_RESERVED, PilotState
+from server.store.prepared import Prepared
+from server.store.schema import event, job, job_delta, pilot, queue, task, unit, unit_delta, unit_detail
+
+MOST = 32
+"""Claims of one statement; also what the planner expects of it."""
+
+_SENT: Any = literal_column(str(JOB_CODES[JobState.SENT]))
+_READY: Any = literal_column(str(UNIT_READY))
+_RESERVED: Any = literal_column(str(UNIT_RESERVED))
+_ONE: Any = literal_column("1")
+
+
+class _Line(msgspec.Struct):
+    """One claim as the statement reads it; ``skip``: how many claims of the same bucket stand before it."""
+
+    n: int
+    bucket_id: int
+    task_id: int
+    queue: str
+    status: str
+    other_status: str
+    pilot_id: int
+    floor: int
+    skip: int
+    disk_mb: int | None
+    spare_mb: int
+    out_kb_per_event: float
+    max_events: int | None
+    cores: int
+    site: str
+    host: str
+    request_id: str
+    ordinal: int
+    claimed: float
+    detail: str
+
+
+_KINDS: dict[str, Any] = {
+    "n": Integer,
+    "bucket_id": BigInteger,
+    "task_id": BigInteger,
+    "queue": String,
+    "status": String,
+    "other_status": String,
+    "pilot_id": BigInteger,
+    "floor": BigInteger,
+    "skip": Integer,
+    "disk_mb": BigInteger,
+    "spare_mb": Integer,
+    "out_kb_per_event": Double,
+    "max_events": BigInteger,
+    "cores": Integer,
+    "site": String,
+    "host": String,
+    "request_id": String,
+    "ordinal": SmallInteger,
+    "claimed": Double,
+    "detail": Text,
+}
+
+
+def _asked() -> CTE:
+    """The claims that may be made: task, queue and pilot are asked in the statement itself, so that a pause is a pause."""
+    given = func.json_to_recordset(cast(bindparam("asked", type_=Text), postgresql.JSON)).table_valued(
+        *(column(name, kind) for name, kind in _KINDS.items())
+    )
+    lines = (
+        select(given.render_derived(name="given", with_types=True)).limit(literal_column(str(MOST))).subquery("line")
+    )
+    return (
+        select(lines)
+        .join(task, task.c.id == lines.c.task_id)
+        .join(queue, queue.c.name == lines.c.queue)
+        .join(pilot, pilot.c.id == lines.c.pilot_id)
+        .where(MAY_RUN, or_(queue.c.status == lines.c.status, queue.c.status == lines.c.other_status))
+        .where(pilot.c.state == literal_column(str(int(PilotState.ACTIVE))))
+        .cte("asked")
+        .prefix_with("MATERIALIZED")
+    )
+
+
+def _chosen(asked: CTE) -> CTE:
+    """The unit of each. One that became free amid the statement might be found twice, and is given once."""
+    found = (
+        select(unit.c.id, unit.c.seq, unit.c.size_mb, func.greatest(_ONE, unit.c.events).label("events"))
+        .where(unit.c.bucket_id == asked.c.bucket_id, unit.c.state == _READY, unit.c.seq >= asked.c.floor)
+        .order_by(unit.c.seq)
+        .limit(_ONE)
+        .offset(asked.c.skip)
+        .with_for_update(skip_locked=True)
+        .correlate(asked)
+        .lateral("found")
+    )
+    produced = found.c.events * asked.c.out_kb_per_event / literal_column("1024.0")
+    fits = and_(
+        or_(asked.c.disk_mb.is_(None), found.c.size_mb + func.greatest(asked.c.spare_mb, produced) <= asked.c.disk_mb),
+        or_(asked.c.max_events.is_(None), found.c.events <= asked.c.max_events),
+    )
+    behind = unit.alias("behind")
+    more = (
+        select(literal_column("true"))
+        .where(behind.c.bucket_id == asked.c.bucket_id, behind.c.state == _READY, behind.c.seq > found.c.seq)
+        .limit(_ONE)
+        .scalar_subquery()
+    )
+    return (
+        select(asked, found.c.id.label("unit_id"), found.c.seq, more.label("more"))
+        .select_from(asked.join(found, true()))
+        .where(fits)
+        .ext(postgresql.distinct_on(found.c.id))
+        .cte("chosen")
+        .prefix_with("MATERIALIZED")
+    )
+
+
+_JOB_COLUMNS = (
+    "task_id",
+    "bucket_id",
+    "pilot_id",
+    "cores",
+    "queue",
+    "site",
+    "host",
+    "request_id",
+    "ordinal",
+    "claimed",
+)
+
+
+def _made(chosen: CTE) -> CTE:
+    """The jobs, as (job_id, and all of ``chosen``)."""
+    rows = select(*(chosen.c[name] for name in _JOB_COLUMNS), _SENT, _ONE)
+    made = (
+        insert(job)
+        .from_select([*_JOB_COLUMNS, "state", "n_units"], rows)
+        .returning(job.c.id, job.c.pilot_id, job.c.request_id, job.c.ordinal)
+        .cte("made")
+    )
+    same = and_(
+        made.c.pilot_id == chosen.c.pilot_id,
+        made.c.request_id == chosen.c.request_id,
+        made.c.ordinal == chosen.c.ordinal,
+    )
+    return select(made.c.id.label("job_id"), chosen).join(chosen, same).cte("taken").prefix_with("MATERIALIZED")
+
+
+def _counted(taken: CTE) -> list[CTE]:
+    n = func.count()
+    by_bucket = (taken.c.task_id, taken.c.bucket_id)
+    moves: Any = union_all(
+        *(select(*by_bucket, state, sign * n).group_by(*by_bucket) for state, sign in ((_READY, -1), (_RESERVED, 1)))
+    )
+    by_queue = (taken.c.task_id, taken.c.queue)
+    begun = select(*by_queue, _SENT, n, func.sum(taken.c.cores)).group_by(*by_queue)
+    return [
+        insert(unit_delta).from_select(["task_id", "bucket_id", "state", "n"], moves).cte("units_counted"),
+        insert(job_delta).from_select(["task_id", "queue", "state", "n", "cores"], begun).cte("jobs_counted"),
+    ]
+
+
+def _told(taken: CTE) -> CTE:
+    rows = select(
+        taken.c.claimed, literal_column("'JOB_CLAIMED'"), literal_column("'job'"), cast(taken.c.job_id, Text),
+        taken.c.task_id, taken.c.job_id, literal_column(f"'{JobState.SENT.value}'"),
+        literal_column("'{\"units\":1'") + taken.c.detail,
+    )  # fmt: skip
+    columns = ["time", "kind", "subject", "subject_id", "task_id", "job_id", "target", "detail"]
+    return insert(event).from_select(columns, rows).cte("told")
+
+
+def _statement() -> Any:
+    taken = _made(_chosen(_asked()))
+    moved = update(unit).where(unit.c.id == taken.c.unit_id).values(state=_RESERVED, job_id=taken.c.job_id).cte("moved")
+    return (
+        select(taken.c.n.label("line"), taken.c.job_id, taken.c.more, taken.c.unit_id, taken.c.seq, *DETAIL_COLUMNS)
+        .select_from(taken.join(unit_detail, unit_detail.c.unit_id == taken.c.unit_id))
+        .add_cte(moved, *_counted(taken), _told(taken))
+    )
+
+
+_CLAIM = Prepared(_statement())
+
+
+def claim(connection: Connection, asked: Sequence[tuple[Asked, int]]) -> list[Any]:
+    """For each of the claims, at most :data:`MOST`, with the seq to look from: the row of its job and unit, or None.
+
+    A row is (line, job id, whether there is more behind, unit id, seq, the unit's detail). To be called where the statement is a transaction by itself,
+    or in one that is about to end.
+    """
+    before: Counter[int] = Counter()
+    lines = []
+    for n, (each, floor) in enumerate(asked):
+        lines.append(_line(n, each, floor, before[each.terms.bucket_id]))
+        before[each.terms.bucket_id] += 1
+    found: list[Any] = [None] * len(lines)
+    for row in _CLAIM.run(connection, {"asked": msgspec.json.encode(lines).decode()}):
+        found[row[0]] = row
+    return found
+
+
+def _line(n: int, asked: Asked, floor: int, skip: int) -> _Line:
+    terms, by = asked.terms, asked.claimant
+    bounds, statuses = terms.bounds, terms.statuses
+    return _Line(
+        n, terms.bucket_id, terms.task_id, terms.queue, statuses["status"], statuses["other_status"], by.pilot_id, floor,
+        skip, bounds.disk_mb, bounds.spare_mb, bounds.out_kb_per_event, bounds.max_events, asked.cores, by.site, by.host,
+        # A text of PostgreSQL keeps no NUL, and JSON's escape for it is refused.
+        asked.request_id.replace("\0", "\N{REPLACEMENT CHARACTER}"), asked.ordinal, asked.now, by.told,
+    )  # fmt: skip
