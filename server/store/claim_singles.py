@@ -7,7 +7,7 @@ and a wait for the disk cost is shared by all of them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -136,12 +136,9 @@ def _chosen(asked: CTE) -> CTE:
         or_(asked.c.disk_mb.is_(None), found.c.size_mb + func.greatest(asked.c.spare_mb, produced) <= asked.c.disk_mb),
         or_(asked.c.max_events.is_(None), found.c.events <= asked.c.max_events),
     )
-    behind = unit.alias("behind")
-    more = (
-        select(literal_column("true"))
-        .where(behind.c.bucket_id == asked.c.bucket_id, behind.c.state == _READY, behind.c.seq > found.c.seq)
-        .limit(_ONE)
-        .scalar_subquery()
+    # The floor is a hint only: before a bucket is taken for empty, what lies below is looked at, too.
+    more = func.coalesce(
+        _ready_unit(asked, lambda seq: seq > found.c.seq), _ready_unit(asked, lambda seq: seq < found.c.seq)
     )
     return (
         select(asked, found.c.id.label("unit_id"), found.c.seq, more.label("more"))
@@ -150,6 +147,17 @@ def _chosen(asked: CTE) -> CTE:
         .ext(postgresql.distinct_on(found.c.id))
         .cte("chosen")
         .prefix_with("MATERIALIZED")
+    )
+
+
+def _ready_unit(asked: CTE, where: Callable[[Any], Any]) -> Any:
+    other = unit.alias()
+    return (
+        select(true())
+        .where(other.c.bucket_id == asked.c.bucket_id, other.c.state == _READY, where(other.c.seq))
+        .limit(_ONE)
+        .correlate_except(other)
+        .scalar_subquery()
     )
 
 
