@@ -24,7 +24,7 @@ from common.wire import (
 )
 from server.bench.errors import BenchError
 from server.bench.requests import report_around_job
-from server.store import bulk, bulk_load, bulk_projects, workflows, world
+from server.store import bulk, bulk_load, bulk_projects, cursors, workflows, world
 from server.store.bulk import NewBucket, NewJobs, Slots
 from server.store.database import Database
 from server.store.migrate import upgrade
@@ -180,6 +180,8 @@ def _load(database: Database, size: Size, now: float) -> None:
     with database.write() as connection:
         bulk.describe_units(connection)
         bulk.roll_up(connection)
+        # In a server that runs, what happened before has long been counted.
+        cursors.place(connection, cursors.COUNTER)
 
 
 def _buckets(size: Size, task_ids: Sequence[int]) -> Iterator[NewBucket]:

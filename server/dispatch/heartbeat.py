@@ -92,25 +92,33 @@ def _give_up_unlisted(dispatcher: Dispatcher, pilot: PilotAndJobs, request: Hear
 
 
 def carry_out(dispatcher: Dispatcher, batch: list[Asked]) -> list[Held]:
-    """Write down a batch of heartbeats in one transaction."""
+    """Write down a batch of heartbeats; jobs that have moved on, which are few, in a transaction of their own."""
     now = dispatcher.now()
-    with dispatcher.database.write(durable=False) as connection:
-        pilots = jobs.held_by(connection, sorted({asked.pilot_id for asked in batch}))
-        found = [_written(connection, asked, pilots.get(asked.pilot_id), now) for asked in batch]
-        beats.write(
-            connection,
-            {
-                asked.pilot_id: Beat(now, msgspec.json.encode(asked.request).decode() if asked.request.jobs else None)
-                for asked in batch
-                if asked.pilot_id in pilots
-            },
-        )
-    return found
+    said = {asked.pilot_id: Beat(now, _report_of(asked.request)) for asked in batch}
+    with dispatcher.database.at_once() as connection:
+        pilots = beats.write_and_see(connection, said)
+    news = [asked for asked in batch if _is_news(asked, pilots.get(asked.pilot_id))]
+    written: dict[int, Held] = {}
+    if news:
+        with dispatcher.database.write(durable=False) as connection:
+            for asked in news:
+                written[id(asked)] = _written(connection, asked, pilots[asked.pilot_id], now)
+    return [written.get(id(asked)) or Held(pilots.get(asked.pilot_id), {}) for asked in batch]
 
 
-def _written(connection: Connection, asked: Asked, pilot: PilotAndJobs | None, now: float) -> Held:
+def _report_of(request: HeartbeatRequest) -> str | None:
+    return msgspec.json.encode(request).decode() if request.jobs else None
+
+
+def _is_news(asked: Asked, pilot: PilotAndJobs | None) -> bool:
+    """Whether a job is reported in another state than the server knows, or one that the pilot does not hold."""
     if pilot is None:
-        return Held(None, {})
+        return False
+    held = pilot.jobs
+    return any(each.job_id not in held or held[each.job_id].state != each.state for each in asked.request.jobs)
+
+
+def _written(connection: Connection, asked: Asked, pilot: PilotAndJobs, now: float) -> Held:
     unknown = []
     for report in asked.request.jobs:
         job = pilot.jobs.get(report.job_id)

@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, Double, Text, bindparam, delete, func, select, update
+import msgspec
+from sqlalchemy import BigInteger, Connection, Double, Text, bindparam, cast, column, delete, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from server.store.prepared import Prepared
-from server.store.schema import pilot_beat, pilot_report
+from server.store import jobs
+from server.store.jobs import PilotAndJobs
+from server.store.prepared import Prepared, in_one_go
+from server.store.schema import pilot, pilot_beat, pilot_report
 
 MARKER = 0
 """The row of this pilot, who does not exist, says since when the table has been kept without a gap."""
@@ -26,43 +29,95 @@ class Beat:
 
 
 def write(connection: Connection, beats: Mapping[int, Beat]) -> None:
-    """Pilots were heard of."""
+    """Pilots were heard of. Those that are not known are left out."""
+    if connection.dialect.name == "sqlite":
+        _write_each(connection, beats)
+    elif beats:
+        _ALL.run(connection, _lines(beats))
+
+
+def write_and_see(connection: Connection, beats: Mapping[int, Beat]) -> dict[int, PilotAndJobs]:
+    """The same, and what those of the pilots hold that are known; on PostgreSQL in one way there and back."""
+    if connection.dialect.name == "sqlite":
+        found = jobs.held_by(connection, sorted(beats))
+        _write_each(connection, {pilot_id: beat for pilot_id, beat in beats.items() if pilot_id in found})
+        return found
+    rows, _ = in_one_go(connection, [(jobs.HELD, {"ids": sorted(beats)}), (_ALL, _lines(beats))])
+    return jobs.held_of(rows)
+
+
+def _lines(beats: Mapping[int, Beat]) -> dict[str, Any]:
     # In the order of their numbers, so that two batches never wait for each other.
-    rows = [(pilot_id, beats[pilot_id]) for pilot_id in sorted(beats)]
-    reports = [(pilot_id, beat.report) for pilot_id, beat in rows if beat.report is not None]
-    offers = [(pilot_id, beat.offer) for pilot_id, beat in rows if beat.offer is not None]
-    _BEAT.write(connection, [(pilot_id, beat.time) for pilot_id, beat in rows])
-    _REPORT.write(connection, reports)
-    _OFFER.write(connection, offers)
+    lines = [
+        _Line(pilot_id, beat.time, _raw(beat.report), _raw(beat.offer)) for pilot_id, beat in sorted(beats.items())
+    ]
+    return {"beats": msgspec.json.encode(lines).decode()}
 
 
-class _Upsert:
-    """Rows of a pilot and one value: one statement with arrays on PostgreSQL, one for each row on SQLite."""
-
-    def __init__(self, table: Any, column: str, kind: Any) -> None:
-        ids = bindparam("ids", type_=postgresql.ARRAY(BigInteger))
-        values = bindparam("given", type_=postgresql.ARRAY(kind))
-        bulk = postgresql.insert(table).from_select(["pilot_id", column], select(func.unnest(ids), func.unnest(values)))
-        one = sqlite.insert(table).values({"pilot_id": bindparam("ids"), column: bindparam("given")})
-        self._bulk = Prepared(
-            bulk.on_conflict_do_update(index_elements=["pilot_id"], set_={column: bulk.excluded[column]})
-        )
-        self._one = Prepared(
-            one.on_conflict_do_update(index_elements=["pilot_id"], set_={column: one.excluded[column]})
-        )
-
-    def write(self, connection: Connection, rows: Sequence[tuple[int, Any]]) -> None:
-        if not rows:
-            return
-        if connection.dialect.name == "sqlite":
-            self._one.many(connection, [{"ids": pilot_id, "given": value} for pilot_id, value in rows])
-        else:
-            self._bulk.run(connection, {"ids": [each[0] for each in rows], "given": [each[1] for each in rows]})
+class _Line(msgspec.Struct):
+    pilot_id: int
+    time: float
+    report: msgspec.Raw | None
+    offer: msgspec.Raw | None
 
 
-_BEAT = _Upsert(pilot_beat, "time", Double)
-_REPORT = _Upsert(pilot_report, "report", Text)
-_OFFER = _Upsert(pilot_report, "offer", Text)
+def _raw(text: str | None) -> msgspec.Raw | None:
+    return None if text is None else msgspec.Raw(text.encode())
+
+
+def _kept(statement: Any) -> Any:
+    """What is not said anew stays."""
+    old, new = pilot_report.c, statement.excluded
+    return statement.on_conflict_do_update(
+        index_elements=["pilot_id"],
+        set_={name: func.coalesce(new[name], old[name]) for name in ("report", "offer")},
+    )
+
+
+def _later(statement: Any) -> Any:
+    return statement.on_conflict_do_update(index_elements=["pilot_id"], set_={"time": statement.excluded.time})
+
+
+def _all() -> Any:
+    given = func.json_to_recordset(cast(bindparam("beats", type_=Text), postgresql.JSON)).table_valued(
+        column("pilot_id", BigInteger), column("time", Double), column("report", postgresql.JSON),
+        column("offer", postgresql.JSON),
+    )  # fmt: skip
+    lines = given.render_derived(name="given", with_types=True)
+    known = select(lines).join(pilot, pilot.c.id == lines.c.pilot_id).cte("known").prefix_with("MATERIALIZED")
+    texts = (cast(known.c[name], Text) for name in ("report", "offer"))
+    said = or_(known.c.report.is_not(None), known.c.offer.is_not(None))
+    told = postgresql.insert(pilot_report).from_select(
+        ["pilot_id", "report", "offer"], select(known.c.pilot_id, *texts).where(said).order_by(known.c.pilot_id)
+    )
+    beating = postgresql.insert(pilot_beat).from_select(
+        ["pilot_id", "time"], select(known.c.pilot_id, known.c.time).order_by(known.c.pilot_id)
+    )
+    return _later(beating).add_cte(_kept(told).cte("told"))
+
+
+_ALL = Prepared(_all())
+
+
+def _values(*names: str) -> dict[str, Any]:
+    return {name: bindparam(name) for name in ("pilot_id", *names)}
+
+
+_ONE_BEAT = Prepared(_later(sqlite.insert(pilot_beat).values(_values("time"))))
+_ONE_REPORT = Prepared(_kept(sqlite.insert(pilot_report).values(_values("report", "offer"))))
+
+
+def _write_each(connection: Connection, beats: Mapping[int, Beat]) -> None:
+    rows = sorted(beats.items())
+    _ONE_BEAT.many(connection, [{"pilot_id": pilot_id, "time": beat.time} for pilot_id, beat in rows])
+    _ONE_REPORT.many(
+        connection,
+        [
+            {"pilot_id": pilot_id, "report": beat.report, "offer": beat.offer}
+            for pilot_id, beat in rows
+            if not (beat.report is None and beat.offer is None)
+        ],
+    )
 
 
 def kept_since(connection: Connection, now: float) -> float:
@@ -72,7 +127,8 @@ def kept_since(connection: Connection, now: float) -> float:
     """
     found = connection.execute(select(pilot_beat.c.time).where(pilot_beat.c.pilot_id == MARKER)).scalar()
     if found is None:
-        write(connection, {MARKER: Beat(now)})
+        dialect_insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+        connection.execute(_later(dialect_insert(pilot_beat).values(pilot_id=MARKER, time=now)))
         return now
     return float(found)
 

@@ -170,7 +170,12 @@ def held_by(connection: Connection, pilot_ids: Sequence[int]) -> dict[int, Pilot
     if connection.dialect.name == "sqlite":
         rows = _HELD_SQLITE.run(connection, {"ids": msgspec.json.encode(list(pilot_ids)).decode()})
     else:
-        rows = _HELD.run(connection, {"ids": list(pilot_ids)})
+        rows = HELD.run(connection, {"ids": list(pilot_ids)})
+    return held_of(rows)
+
+
+def held_of(rows: Sequence[Any]) -> dict[int, PilotAndJobs]:
+    """From the rows of :data:`HELD`."""
     found: dict[int, PilotAndJobs] = {}
     for pilot_id, pilot_state, queue, job_id, task_id, state, cores, claimed, kill_reason in rows:
         held = found.get(pilot_id)
@@ -192,7 +197,8 @@ def _held(which: ColumnElement[bool]) -> Prepared:
     )  # fmt: skip
 
 
-_HELD = _held(pilot.c.id == func.any(bindparam("ids", type_=postgresql.ARRAY(BigInteger))))
+HELD = _held(pilot.c.id == func.any(bindparam("ids", type_=postgresql.ARRAY(BigInteger))))
+"""On PostgreSQL, with the array ``ids`` of pilots."""
 _HELD_SQLITE = _held(pilot.c.id.in_(select(func.json_each(bindparam("ids")).table_valued("value").c.value)))
 
 

@@ -213,13 +213,19 @@ def silent(
     last = connection.execute(select(func.max(part.c.id), func.count()).select_from(part)).one()
     if last[0] is None:
         return [], None
-    query = (
-        select(pilot.c.id, pilot.c.queue, pilot_beat.c.time, worker.c.state)
-        .join(worker, worker.c.mark == pilot.c.worker)
+    # First who is silent, then their workers: the few that are found, not all of the slice.
+    quiet = (
+        select(pilot.c.id, pilot.c.queue, pilot.c.worker, pilot_beat.c.time)
         .outerjoin(pilot_beat, pilot_beat.c.pilot_id == pilot.c.id)
         .where(pilot.c.state == literal_column("0"), pilot.c.id > after, pilot.c.id <= last[0])
         .where(func.coalesce(pilot_beat.c.time, kept_since) < before)
-        .order_by(pilot.c.id)
+        .cte("quiet")
+        .prefix_with("MATERIALIZED", dialect="postgresql")
+    )
+    query = (
+        select(quiet.c.id, quiet.c.queue, quiet.c.time, worker.c.state)
+        .join(worker, worker.c.mark == quiet.c.worker)
+        .order_by(quiet.c.id)
     )
     found = [
         SilentPilot(pilot_id, queue, heard, state in _ENDED)
