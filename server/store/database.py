@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,15 +24,14 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 WAL_TRIES = 20
-_HOT = " ".join(
-    f"-c {setting}"
-    for setting in (
-        "plan_cache_mode=force_generic_plan",
-        "enable_hashjoin=off",
-        "enable_mergejoin=off",
-        "enable_seqscan=off",
-    )
-)
+_PLAIN = {"jit": "off", "max_parallel_workers_per_gather": "0"}
+"""No query is worth compiling, and none of an agent's may take all cores from the requests."""
+_HOT = {
+    "plan_cache_mode": "force_generic_plan",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "enable_seqscan": "off",
+}
 """Planning a large statement costs more than running it, so that is done once, perhaps while a table is still empty.
 
 All these statements go by indexes, a few rows at a time; a plan made for an empty table must not read it whole later.
@@ -72,13 +71,8 @@ class Database:
         if self.is_sqlite:
             self.engine = _sqlite_engine(parsed.render_as_string(hide_password=False), pool_size)
         else:
-            self.engine = _postgres_engine(parsed, max(4, pool_size // 2))
-            self._at_once = _postgres_engine(
-                parsed,
-                pool_size,
-                isolation_level="AUTOCOMMIT",
-                connect_args={"options": f"{_options(parsed)} {_HOT}".strip()},
-            )
+            self.engine = _postgres_engine(parsed, max(4, pool_size // 2), _PLAIN)
+            self._at_once = _postgres_engine(parsed, pool_size, _PLAIN | _HOT, isolation_level="AUTOCOMMIT")
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -221,14 +215,18 @@ def _translate() -> Iterator[None]:
         raise
 
 
-def _options(url: URL) -> str:
-    """What the URL itself asks the server for (``?options=…``)."""
+def _options(url: URL, settings: Mapping[str, str]) -> str:
+    """What the URL itself asks the server for (``?options=…``), and what we do."""
     given = url.query.get("options", "")
-    return given if isinstance(given, str) else " ".join(given)
+    ours = (f"-c {name}={value}" for name, value in settings.items())
+    return " ".join([given] if isinstance(given, str) else given) + " " + " ".join(ours)
 
 
-def _postgres_engine(url: URL, pool_size: int, **options: Any) -> Engine:
-    engine = create_engine(url, pool_size=pool_size, max_overflow=pool_size // 2, pool_timeout=10, **options)
+def _postgres_engine(url: URL, pool_size: int, settings: Mapping[str, str], **options: Any) -> Engine:
+    arguments = {"options": _options(url, settings)}
+    engine = create_engine(
+        url, pool_size=pool_size, max_overflow=pool_size // 2, pool_timeout=10, connect_args=arguments, **options
+    )
 
     from psycopg.types.numeric import Int8Dumper
     from psycopg.types.string import StrDumper

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, exists, func, insert, literal_column, select, update
+from sqlalchemy import Connection, exists, func, insert, literal_column, null, select, union_all, update
 from sqlalchemy.sql.elements import ColumnElement
 
 from common.states import FINAL_WORKER_STATES, WorkerState
@@ -213,15 +214,19 @@ def silent(
     last = connection.execute(select(func.max(part.c.id), func.count()).select_from(part)).one()
     if last[0] is None:
         return [], None
-    # First who is silent, then their workers: the few that are found, not all of the slice.
-    quiet = (
-        select(pilot.c.id, pilot.c.queue, pilot.c.worker, pilot_beat.c.time)
-        .outerjoin(pilot_beat, pilot_beat.c.pilot_id == pilot.c.id)
-        .where(pilot.c.state == literal_column("0"), pilot.c.id > after, pilot.c.id <= last[0])
-        .where(func.coalesce(pilot_beat.c.time, kept_since) < before)
-        .cte("quiet")
-        .prefix_with("MATERIALIZED", dialect="postgresql")
+    mine = (pilot.c.state == literal_column("0"), pilot.c.id > after, pilot.c.id <= last[0])
+    beats = (pilot_beat.c.pilot_id > after, pilot_beat.c.pilot_id <= last[0])
+    columns = (pilot.c.id, pilot.c.queue, pilot.c.worker)
+    # Beats by their own key first: of a slice few are old. Then the workers of these few.
+    found_quiet: Any = (
+        select(*columns, pilot_beat.c.time)
+        .join(pilot_beat, pilot_beat.c.pilot_id == pilot.c.id)
+        .where(*mine, *beats, pilot_beat.c.time < before)
     )
+    if kept_since < before:
+        unheard = ~exists().where(pilot_beat.c.pilot_id == pilot.c.id, *beats)
+        found_quiet = union_all(found_quiet, select(*columns, null().label("time")).where(*mine, unheard))
+    quiet = found_quiet.cte("quiet").prefix_with("MATERIALIZED", dialect="postgresql")
     query = (
         select(quiet.c.id, quiet.c.queue, quiet.c.time, worker.c.state)
         .join(worker, worker.c.mark == quiet.c.worker)
