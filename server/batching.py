@@ -16,7 +16,7 @@ R = TypeVar("R")
 
 MOST = 1000
 """Requests of one batch."""
-LINGER_S = 0.01
+LINGER_S = 0.005
 """How long a batch waits for company, where the last one had some."""
 
 

@@ -26,7 +26,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Port to listen on; 0 takes a free one."""
     web_processes: int = 1
     """Processes that serve requests. With SQLite one is best."""
-    web_threads: int = 16
+    web_threads: int = 64
     """Threads of each process: requests at work at the same time, long polls included."""
     long_polls: int = 8
     """Pilots of each process that may wait for work inside a request."""

@@ -56,7 +56,7 @@ class Options:
     connections: int | None = None
     load_processes: int = 1
     web_processes: int | None = None
-    web_threads: int = 16
+    web_threads: int = 64
     queues: int | None = None
     tasks: int | None = None
     buckets: int | None = None
@@ -250,7 +250,7 @@ def run_world(run: Bench) -> Report:
     size = options.size(live=live, idle=idle, history=live)
     server = run.server("world", size, heartbeat_s=1800.0, heartbeat_timeout_s=7200.0)
     loads = run.loads(options.load_processes)
-    connections = options.connections or 64
+    connections = options.connections or 256
     orders = [
         _world(run, server, size, (seconds, warm_up), connections, (part, len(loads))) for part in range(len(loads))
     ]

@@ -81,7 +81,7 @@ class Database:
         Raises:
             DatabaseUnavailable: no connection could be had.
         """
-        with _translate(), self.engine.connect() as connection:
+        with self._translate(), self.engine.connect() as connection:
             yield connection
 
     @contextmanager
@@ -95,11 +95,11 @@ class Database:
         """
         if self.is_sqlite:
             # Competing writers of one process would starve each other in SQLite's busy handler; here they queue.
-            with self._writer, _translate(), self.engine.connect() as connection:
+            with self._writer, self._translate(), self.engine.connect() as connection:
                 with connection.execution_options(immediate=True).begin():
                     yield connection
             return
-        with _translate(), self.engine.begin() as connection:
+        with self._translate(), self.engine.begin() as connection:
             if not durable:
                 connection.execute(text("SET LOCAL synchronous_commit = off"))
             yield connection
@@ -117,7 +117,7 @@ class Database:
             with self.write() as connection:
                 yield connection
             return
-        with _translate(), self._at_once.connect() as connection:
+        with self._translate(), self._at_once.connect() as connection:
             yield connection
 
     def together(self, work: Callable[[Connection], T]) -> T:
@@ -149,6 +149,27 @@ class Database:
         """
         with self.read() as connection:
             connection.execute(text("SELECT 1"))
+
+    @contextmanager
+    def _translate(self) -> Iterator[None]:
+        try:
+            yield
+        except DBAPIError as error:
+            if _is_broken(error):
+                self._forget_connections()
+            if isinstance(error, DataError):
+                raise UnstorableValue(str(error.orig).partition("\n")[0]) from error
+            if isinstance(error, OperationalError) or error.connection_invalidated:
+                raise DatabaseUnavailable(str(error.orig)) from error
+            raise
+        except PoolTimeout as error:
+            raise DatabaseUnavailable(str(error)) from error
+        except OverflowError as error:  # SQLite's driver, for a number of more than 64 bits
+            raise UnstorableValue(str(error)) from error
+
+    def _forget_connections(self) -> None:
+        """One of them broke: most likely all did. Those that are at work are not used again."""
+        self.close()
 
     def close(self) -> None:
         """Give all connections back."""
@@ -197,22 +218,10 @@ class _FairLock:
                 self._held = False
 
 
-@contextmanager
-def _translate() -> Iterator[None]:
-    try:
-        yield
-    except OperationalError as error:
-        raise DatabaseUnavailable(str(error.orig)) from error
-    except PoolTimeout as error:
-        raise DatabaseUnavailable(str(error)) from error
-    except DataError as error:
-        raise UnstorableValue(str(error.orig).partition("\n")[0]) from error
-    except OverflowError as error:  # SQLite's driver, for a number of more than 64 bits
-        raise UnstorableValue(str(error)) from error
-    except DBAPIError as error:
-        if error.connection_invalidated:
-            raise DatabaseUnavailable(str(error.orig)) from error
-        raise
+def _is_broken(error: DBAPIError) -> bool:
+    """Whether an error says that the connection has ended, or that the database ends it (PostgreSQL's classes 08, 57)."""
+    code = getattr(error.orig, "sqlstate", "") or ""
+    return error.connection_invalidated or code.startswith(("08", "57P"))
 
 
 def _options(url: URL, settings: Mapping[str, str]) -> str:

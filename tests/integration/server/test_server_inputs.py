@@ -31,6 +31,7 @@ from server.agents.stage_tape import RETRY_S, release_tape, stage_tape
 from server.catalogs.base import CatalogUnavailable
 from server.catalogs.fake import FakeCatalog
 from server.config import ServerConfig
+from server.dispatch.cloning import delete_workflows
 from server.plugins import Plugins
 from server.stagers.fake import FakeStager
 from server.store import inputs
@@ -130,14 +131,21 @@ def test_per_file_attributes_reach_the_pilot(world: Site) -> None:
     assert unit.file is not None and unit.file.attributes == {"run": 7}
 
 
-def test_what_is_left_of_an_input_goes_with_its_task(world: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_left_of_an_input_is_kept_for_clones_and_goes_with_its_workflow(
+    world: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(inputs, "CHUNK", 10)
     killed = world.submit_only(stage(given=files(*[f"f{n}" for n in range(30)])))[0]
     resolve_input(world.dispatcher)
     world.command(killed, "kill")
     world.agents()
-    assert rows(world, task_input, task_source) == [0, 0]
+    assert rows(world, task_input, task_source) == [2, 0]  # lists of files, which nobody looks at any more
     assert sum(world.task(killed).units.values()) == 10
+    workflow = world.task(killed).workflow_id
+    assert world.raw("DELETE", f"/v1/workflows/{workflow}", token=world.token("user", "u")).status_code < 300
+    while delete_workflows(world.dispatcher):
+        pass
+    assert rows(world, task_input, task_source) == [0, 0]
 
 
 def test_a_paused_task_is_resolved_when_it_goes_on(world: Site, monkeypatch: pytest.MonkeyPatch) -> None:
