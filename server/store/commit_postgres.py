@@ -117,7 +117,9 @@ def _given(name: str, kinds: Mapping[str, Any], most: Any) -> Any:
 # ---------------------------------------------------------------- record
 
 _NOW = bindparam("now", type_=Double)
-_OPEN = (job.c.ended.is_(None), job.c.confirmed.is_(None))
+_NEVER: Any = literal_column("-1")
+_OPEN = (func.coalesce(job.c.ended, _NEVER) == _NEVER, func.coalesce(job.c.confirmed, _NEVER) == _NEVER)
+"""Said so that the index of live jobs is no way to them: a plan made while that was small walked all of it for ever."""
 
 
 def _given_to_record(recorded: Sequence[Recorded], now: float) -> dict[str, Any]:
