@@ -232,8 +232,8 @@ _CLAIM = Prepared(_statement())
 def claim(connection: Connection, asked: Sequence[tuple[Asked, int]]) -> list[Any]:
     """For each of the claims, at most :data:`MOST`, with the seq to look from: the row of its job and unit, or None.
 
-    A row is (line, job id, whether there is more behind, unit id, seq, the unit's detail). To be called where the statement is a transaction by itself,
-    or in one that is about to end.
+    A row is (line, job id, whether its bucket has more, unit id, seq, the unit's detail). To be called where the statement
+    is a transaction by itself, or in one that is about to end.
     """
     before: Counter[int] = Counter()
     lines = []

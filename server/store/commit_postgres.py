@@ -135,16 +135,15 @@ def _ids() -> Any:
     return bindparam("ids", type_=postgresql.ARRAY(BigInteger))
 
 
+def _open_jobs() -> Any:
+    """Those of the jobs that are neither over nor confirmed, locked in the order of their ids."""
+    open_ = select(job.c.id).where(job.c.id == any_(_ids()), *_OPEN)
+    return open_.order_by(job.c.id).with_for_update(skip_locked=True)
+
+
 def _record() -> Prepared:
     # One statement: a confirmation that came in between changed the job's row, which is asked again once it is locked.
-    held = (
-        select(job.c.id)
-        .where(job.c.id == any_(_ids()), *_OPEN)
-        .order_by(job.c.id)
-        .with_for_update(skip_locked=True)
-        .cte("held")
-        .prefix_with("MATERIALIZED")
-    )
+    held = _open_jobs().cte("held").prefix_with("MATERIALIZED")
     line = _given("rows", {"job_id": BigInteger, "task_id": BigInteger, **outputs.GIVEN}, null())
     state: Any = literal_column(str(int(OutputState.RECORDED)))
     names = list(outputs.GIVEN)
@@ -222,13 +221,7 @@ def _clean(words: str) -> str:
 
 
 def _lock() -> Prepared:
-    held = (
-        select(job.c.id)
-        .where(job.c.id == any_(_ids()), *_OPEN)
-        .order_by(job.c.id)
-        .with_for_update(skip_locked=True)
-        .subquery("held")
-    )
+    held = _open_jobs().subquery("held")
     names = func.coalesce(func.string_agg(cast(held.c.id, Text), _COMMA), literal_column("''"))
     return Prepared(select(func.set_config(_SETTING, names, true())))
 

@@ -242,17 +242,6 @@ def silent(
 _ENDED = frozenset(state.value for state in FINAL_WORKER_STATES)
 
 
-def silent_of_ended_workers(connection: Connection, before: float, kept_since: float, limit: int) -> Sequence[PilotRow]:
-    """Active pilots, silent since ``before``, whose worker has ended for the batch system."""
-    query = (
-        _PILOT.outerjoin(pilot_beat, pilot_beat.c.pilot_id == pilot.c.id)
-        .where(pilot.c.state == PilotState.ACTIVE, func.coalesce(pilot_beat.c.time, kept_since) < before)
-        .where(worker.c.state.in_([state.value for state in FINAL_WORKER_STATES]))
-        .limit(limit)
-    )
-    return [_pilot(dict(row)) for row in connection.execute(query).mappings()]
-
-
 def busy_by_shape(connection: Connection, queues: Sequence[str]) -> dict[str, list[tuple[Shape, int]]]:
     """Pilots of these queues that hold jobs, counted by the shape of their worker."""
     query = (

@@ -21,7 +21,7 @@ from common.wire import FilesInput, MergeRule, StageInput, UnitsAcquireReply, Un
 from server.dispatch.acquire import MAX_UNITS
 from server.engine.sizing import TIER_BITS, Bounds, ReadyUnit, prefix, rows_to_look_at
 from server.store import claim_postgres
-from server.store.claims import Asked, Claimant, ClaimedJob, ClaimTerms, Floors, claim_job
+from server.store.claims import Asked, Claimant, ClaimedJob, ClaimTerms, Floors, claim_job, claim_jobs
 from server.store.codes import UNIT_CODES, UNIT_READY
 from server.store.database import Database
 from server.store.prepared import Prepared
@@ -235,6 +235,17 @@ def test_the_claim_takes_what_the_rule_names(
 
 
 # ---------------------------------------------------------------- what refuses a claim
+
+
+def test_claims_of_one_bucket_in_one_batch_each_get_a_unit_of_their_own(site: Site) -> None:
+    site.world()
+    task, pilot_id = site.counter(5), site.pilot().id
+    terms = ClaimTerms(only_bucket(site, task), task, "q", Bounds(1))
+    asked = [Asked(terms, Claimant(pilot_id, "q", "s", "node", "}"), f"r{n}", 0, 1, 1000.0) for n in range(6)]
+    with site.database.at_once() as connection:
+        made = claim_jobs(connection, asked, Floors())
+    assert [job is not None for job in made] == [True] * 5 + [False]
+    check_race(site, task, [(job.job_id, [each.id for each in job.units]) for job in made if job is not None], 5)
 
 
 @pytest.mark.parametrize("state", [state for state in TaskState if state.value not in ("ready", "scouting", "running")])

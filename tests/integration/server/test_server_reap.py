@@ -342,3 +342,12 @@ def test_a_pilot_that_dies_after_the_clock_was_set_back_is_reaped(site: Site) ->
     site.tick(700)
     site.agents()
     assert states(site.units(task)) == {"ready": 1}
+
+
+def test_a_nul_in_an_offer_or_a_report_once_harmed_all_whose_beats_went_with_it(site: Site) -> None:
+    site.world()
+    pilot = site.pilot()
+    with site.database.write() as connection:
+        beats.write(connection, {pilot.id: Beat(2e9, '{"state":"a\\u0000b"}', '{"tags":["a\\u0000b"]}')})
+    with site.database.read() as connection:
+        assert beats.report_of(connection, pilot.id) == '{"state":"a\\u0000b"}'
