@@ -10,12 +10,15 @@ from typing import Optional, Union
 from urllib.parse import urlsplit
 
 from common.errors import ErrorCode, PilotageError
+from common.relay import SCHEME, mailbox_folder
 
 _CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
 
 
 def checked_url(base_url: str) -> str:
     """``base_url`` without a slash at its end. Raises PilotageError (BAD_CONFIGURATION) for one that cannot be used."""
+    if base_url.startswith(SCHEME):
+        return f"{SCHEME}//{mailbox_folder(base_url)}"
     try:
         parts = urlsplit(base_url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
@@ -31,9 +34,9 @@ def checked_url(base_url: str) -> str:
 
 
 def is_private(url: str) -> bool:
-    """Whether nobody on the way can read along: TLS, or this machine itself."""
+    """Whether nobody on the way can read along: TLS, this machine itself, or a folder of this user's own."""
     host = urlsplit(url).hostname or ""
-    if url.startswith("https:") or host == "localhost":
+    if url.startswith(("https:", SCHEME)) or host == "localhost":
         return True
     try:
         return ipaddress.ip_address(host).is_loopback

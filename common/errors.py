@@ -35,12 +35,14 @@ class ErrorCode(IntEnum):
     WORK_DIR_TOO_LARGE = 1104
     STDOUT_TOO_BIG = 1106
     SETUP_FAILED = 1110
+    NFS_SQLITE = 1115
     OUTPUT_TOO_LARGE = 1124
     NO_STORAGE = 1133
     STAGE_OUT_FAILED = 1137
     PUT_MD5_MISMATCH = 1141
     KILLED_BY_SERVER = 1144
     GET_MD5_MISMATCH = 1145
+    TRANSFORMATION_NOT_FETCHED = 1149
     LOOPING_JOB = 1150
     STAGE_IN_TIMEOUT = 1151
     STAGE_OUT_TIMEOUT = 1152
@@ -59,6 +61,7 @@ class ErrorCode(IntEnum):
     USER_KILL = 1205
     SIGBUS = 1206
     SIGUSR1 = 1207
+    MISSING_INSTALLATION = 1211
     OUT_OF_MEMORY = 1212
     WALL_TIME_REACHED = 1213
     FILE_EXISTS = 1221
@@ -82,10 +85,15 @@ class ErrorCode(IntEnum):
     MISSING_INPUT = 1331
     NO_REMOTE_SPACE = 1333
     STAGE_IN_AUTHENTICATION = 1338
+    RESOURCE_UNAVAILABLE = 1344
     CONTAINER_NO_USER_NAMESPACE = 1345
     MIDDLEWARE_IMPORT_FAILED = 1342
+    TRANSFORMATION_NOT_FOUND = 1346
+    BAD_ARGUMENTS = 1349
     EMPTY_OUTPUT = 1350
     CORE_DUMP = 1355
+    PREPROCESS_FAILED = 1356
+    POSTPROCESS_FAILED = 1357
     IMAGE_NOT_FOUND = 1360
     MISSING_CREDENTIALS = 1364
     BAD_JOBSCRIPT = 1400
@@ -104,6 +112,18 @@ class ErrorCode(IntEnum):
     STATE_TIMEOUT = 1413
     BAD_SANDBOX = 1414
     OUTPUTS_NOT_REGISTERED = 1420
+    IMAGE_NOT_FETCHED = 1425
+    PLUGIN_FAILED = 1430
+    COPROCESS_FAILED = 1431
+    SITE_PROCESS_FAILED = 1432
+    REFUSED_BY_PLUGIN = 1433
+    TOO_MANY_PROCESSES = 1440
+    GIVEN_BACK = 1450
+    CLOCK_WRONG = 1460
+    CVMFS_NOT_AVAILABLE = 1461
+    SCRATCH_UNUSABLE = 1462
+    GPU_NOT_AVAILABLE = 1463
+    SLOT_TOO_SMALL = 1470
 
 
 @dataclass(frozen=True)
@@ -131,12 +151,14 @@ ERRORS: dict[ErrorCode, ErrorInfo] = {
     ErrorCode.WORK_DIR_TOO_LARGE: ErrorInfo("The job's folder outgrew its disk limit: ask for more disk or write less.", _U, True, True),
     ErrorCode.STDOUT_TOO_BIG: ErrorInfo("The payload's log outgrew its limit: print less.", _U, False, True),
     ErrorCode.SETUP_FAILED: ErrorInfo("The job could not be set up: read the job's log.", _S, True),
+    ErrorCode.NFS_SQLITE: ErrorInfo("SQLite could not lock a file, as on a shared file system: keep the job's scratch on a local disk.", _S, True),
     ErrorCode.OUTPUT_TOO_LARGE: ErrorInfo("An output file is larger than allowed: split it.", _U, False, True),
     ErrorCode.NO_STORAGE: ErrorInfo("No storage may take the output: name one in the task, or bring one online.", _O, True),
     ErrorCode.STAGE_OUT_FAILED: ErrorInfo("An output file could not be uploaded: look at the storage and the network.", _S, True),
     ErrorCode.PUT_MD5_MISMATCH: ErrorInfo("An uploaded file has another md5 than the local one: look at the storage.", _S, True),
     ErrorCode.KILLED_BY_SERVER: ErrorInfo("The server asked the pilot to kill this job.", _N, False),
     ErrorCode.GET_MD5_MISMATCH: ErrorInfo("An input file has another md5 than recorded: the replica is damaged.", _S, True),
+    ErrorCode.TRANSFORMATION_NOT_FETCHED: ErrorInfo("The transformation could not be fetched: look at its address, its checksum and the network.", _S, True),
     ErrorCode.LOOPING_JOB: ErrorInfo("The payload touched no output for too long and was killed.", _U, True, True),
     ErrorCode.STAGE_IN_TIMEOUT: ErrorInfo("A file transfer timed out during stage-in.", _S, True),
     ErrorCode.STAGE_OUT_TIMEOUT: ErrorInfo("A file transfer timed out during stage-out.", _S, True),
@@ -155,6 +177,7 @@ ERRORS: dict[ErrorCode, ErrorInfo] = {
     ErrorCode.USER_KILL: ErrorInfo("The job was killed by its user.", _N, False),
     ErrorCode.SIGBUS: ErrorInfo("The payload crashed with a bus error.", _U, True, True),
     ErrorCode.SIGUSR1: ErrorInfo("The job was ended by SIGUSR1, the batch system's warning.", _N, True),
+    ErrorCode.MISSING_INSTALLATION: ErrorInfo("Software that the payload needs is not there: check /cvmfs on the node, the image, and the payload's set-up.", _U, True, True),
     ErrorCode.OUT_OF_MEMORY: ErrorInfo("The payload ran out of memory: ask for more.", _U, True, True),
     ErrorCode.WALL_TIME_REACHED: ErrorInfo("The slot's time ran out: ask for more wall time or fewer units a job.", _U, True, True),
     ErrorCode.FILE_EXISTS: ErrorInfo("The destination exists already.", _S, True),
@@ -179,9 +202,14 @@ ERRORS: dict[ErrorCode, ErrorInfo] = {
     ErrorCode.NO_REMOTE_SPACE: ErrorInfo("The storage is full.", _S, True),
     ErrorCode.STAGE_IN_AUTHENTICATION: ErrorInfo("The storage refused the credential during stage-in.", _S, True),
     ErrorCode.MIDDLEWARE_IMPORT_FAILED: ErrorInfo("A storage library could not be imported: install it on the node.", _S, True),
+    ErrorCode.RESOURCE_UNAVAILABLE: ErrorInfo("The node has no processes, threads or files left for the payload: look at its limits (ulimit -u, -n; pids.max).", _S, True),
     ErrorCode.CONTAINER_NO_USER_NAMESPACE: ErrorInfo("The node allows no user namespaces, which Apptainer needs: ask for user.max_user_namespaces.", _S, True),
+    ErrorCode.TRANSFORMATION_NOT_FOUND: ErrorInfo("There is no transformation at that address: correct it.", _U, False, True),
+    ErrorCode.BAD_ARGUMENTS: ErrorInfo("A program of the payload does not know one of its arguments: correct command or parameters.", _U, False, True),
     ErrorCode.EMPTY_OUTPUT: ErrorInfo("An output file is empty.", _U, True, True),
     ErrorCode.CORE_DUMP: ErrorInfo("The payload dumped core.", _U, True, True),
+    ErrorCode.PREPROCESS_FAILED: ErrorInfo("A process before the payload failed: read its log, process-before-N in the log archive.", _U, True, True),
+    ErrorCode.POSTPROCESS_FAILED: ErrorInfo("A process after the payload failed: read its log, process-after-N in the log archive.", _U, True, True),
     ErrorCode.IMAGE_NOT_FOUND: ErrorInfo("The container image does not exist: check its path or address.", _U, False, True),
     ErrorCode.MISSING_CREDENTIALS: ErrorInfo("A credential that the transfer needs is missing.", _O, True),
     ErrorCode.BAD_JOBSCRIPT: ErrorInfo("The jobscript cannot be run: its first line must be a shebang such as #!/bin/sh.", _U, False, True),
@@ -199,6 +227,18 @@ ERRORS: dict[ErrorCode, ErrorInfo] = {
     ErrorCode.BAD_CONFIGURATION: ErrorInfo("The configuration or the installation cannot be used: mend what the message names.", _O, False),
     ErrorCode.BAD_SANDBOX: ErrorInfo("The sandbox cannot be unpacked safely: pack it again with pilotage sandbox.", _U, False, True),
     ErrorCode.STATE_TIMEOUT: ErrorInfo("The job stayed in one state for longer than its time-out: look at its pilot, its storage and the site.", _S, True),
+    ErrorCode.PLUGIN_FAILED: ErrorInfo("A plug-in of the experiment failed: read the job's log, and tell whoever maintains it.", _O, True),
+    ErrorCode.COPROCESS_FAILED: ErrorInfo("A process beside the payload failed: read its log, process-beside-N in the log archive.", _U, True, True),
+    ErrorCode.SITE_PROCESS_FAILED: ErrorInfo("A process around the payload says that the site is at fault: read its log.", _S, True),
+    ErrorCode.REFUSED_BY_PLUGIN: ErrorInfo("The experiment's plug-in refuses this job, for the reason that it gives.", _U, False, True),
+    ErrorCode.TOO_MANY_PROCESSES: ErrorInfo("The payload had more processes than allowed: start fewer at a time.", _U, True, True),
+    ErrorCode.GIVEN_BACK: ErrorInfo("The job was claimed ahead of time and given back before it began: it will run elsewhere.", _N, True),
+    ErrorCode.IMAGE_NOT_FETCHED: ErrorInfo("The container image could not be pulled: look at its registry, the network, and [pilot] image_timeout_s.", _S, True),
+    ErrorCode.CLOCK_WRONG: ErrorInfo("The node's clock is wrong: have it synchronised, or tokens and certificates fail.", _S, True),
+    ErrorCode.CVMFS_NOT_AVAILABLE: ErrorInfo("A CVMFS repository that the queue's jobs need is not there: look at the node's CVMFS client.", _S, True),
+    ErrorCode.SCRATCH_UNUSABLE: ErrorInfo("The node's scratch folder cannot be used: it must be writable and executable, and its disk healthy.", _S, True),
+    ErrorCode.GPU_NOT_AVAILABLE: ErrorInfo("The slot has fewer GPUs than the queue promises: look at the node's driver, and at what the batch system assigns.", _S, True),
+    ErrorCode.SLOT_TOO_SMALL: ErrorInfo("The slot is smaller than its worker asked for, and the job that was claimed for it does not fit: look at what the batch system gives.", _S, True),
     ErrorCode.OUTPUTS_NOT_REGISTERED: ErrorInfo("The catalogue refuses to register an output: read its words, mend scope, names or account.", _U, True, True),
 }  # fmt: skip
 

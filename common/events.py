@@ -108,6 +108,15 @@ class EventKind(str, Enum):
     SITE_FAULT = "SITE_FAULT"
     """A job failed by its site's fault. Detail: site, in_a_row."""
 
+    PROBE_FAILED = "PROBE_FAILED"
+    """What a probe tried at a site does not work, and worked before or was never tried. Detail: operation (read, write,
+    environment), storage, gpu (whether by slots with GPUs), error_code, error_detail."""
+    PROBE_MENDED = "PROBE_MENDED"
+    """What had failed at a site works again for its probe. Detail as of the failure, without an error, and failed_s (for
+    how long it had not)."""
+    PROBE_MISSED = "PROBE_MISSED"
+    """A site's probe was not run, the first time in a row. Detail: gpu, reason."""
+
     PILOT_REGISTERED = "PILOT_REGISTERED"
     """A pilot has started in its slot. Detail: worker, queue, host."""
     PILOT_ENDED = "PILOT_ENDED"
@@ -116,7 +125,8 @@ class EventKind(str, Enum):
     """A pilot was not heard of any more. Detail: reason, silent_s (at the least), jobs (how many were given up)."""
 
     WORKER_PLANNED = "WORKER_PLANNED"
-    """Harvester means to submit a worker. Detail, of all workers' events: queue, batch_id, reason."""
+    """Harvester means to submit a worker. Detail, of all workers' events: queue, batch_id, reason; host and exit_code,
+    where they are known."""
     WORKER_SUBMITTING = "WORKER_SUBMITTING"
     """Harvester hands a worker to the batch system."""
     WORKER_SUBMITTED = "WORKER_SUBMITTED"
@@ -133,6 +143,23 @@ class EventKind(str, Enum):
     """A worker has failed."""
     WORKER_CANCELLED = "WORKER_CANCELLED"
     """A worker was removed."""
+    HARVESTER_DIALOG = "HARVESTER_DIALOG"
+    """A Harvester of PanDA has something to say to people. Detail: level, message, module, about."""
+
+    CREDENTIAL_GIVEN = "CREDENTIAL_GIVEN"
+    """A pilot was given a credential for a storage. Detail: storage, provider, kind, write, payload, scopes (of a token,
+    the first few), life_s, number (the token's or certificate's)."""
+    CREDENTIAL_FAILED = "CREDENTIAL_FAILED"
+    """A provider of credentials fails, after it had been well or for long. Subject: the storage. Detail: provider, error."""
+
+    WORLD_IMPORTED = "WORLD_IMPORTED"
+    """An import changed sites, storages or distances. Subject: the catalogue. Detail: changes, report."""
+    IMPORT_CHANGED = "IMPORT_CHANGED"
+    """A description of the world from elsewhere has changed ours. Subject: the site, storage or queue. Detail: source, what
+    (created, changed, drained because it has vanished, back), fields."""
+    IMPORT_FAILED = "IMPORT_FAILED"
+    """A description of the world from elsewhere cannot be had or believed: nothing of it was taken. Subject: the document.
+    Detail: source, reason."""
 
     AGENT_FAILED = "AGENT_FAILED"
     """An agent of the server fails, after it had been well. Detail: error."""
@@ -167,10 +194,14 @@ PROBLEMS: frozenset[EventKind] = frozenset(
         EventKind.REPLICA_BAD,
         EventKind.SITE_FAULT,
         EventKind.HOST_BLOCKED,
+        EventKind.PROBE_FAILED,
+        EventKind.PROBE_MISSED,
         EventKind.PILOT_LOST,
+        EventKind.CREDENTIAL_FAILED,
         EventKind.WORKER_HELD,
         EventKind.WORKER_MISSING,
         EventKind.WORKER_FAILED,
+        EventKind.IMPORT_FAILED,
         EventKind.AGENT_FAILED,
         EventKind.LOGIN_REUSED,
     }

@@ -13,10 +13,12 @@ import ssl
 import sys
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, Callable, Optional, TypeVar, Union
+from typing import IO, Any, Callable, Optional, TypeVar, Union
 from urllib.parse import quote
 
 import msgspec
@@ -31,6 +33,8 @@ from common.endpoint import certificate_authorities, checked_url, is_private, wi
 from common.errors import ErrorCode, PilotageError
 from common.plugins import version
 from common.problem import FieldError, Problem, decode_problem
+from common.relay import SCHEME
+from common.relay_adapter import MailboxAdapter
 from common.tokens import check_bearer
 
 __all__ = [
@@ -93,9 +97,10 @@ class _Request:
     method: str
     path: str
     params: dict[str, Any]
-    content: Optional[bytes]
+    content: Union[bytes, Path, None]
     content_type: str = "application/json"
     accept: str = "application/json"
+    target: Optional[Path] = None
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,7 @@ class _Backoff(Retry):
 class HttpClient:
     """Calls one server. Threads may share it (each gets its own session).
 
-    ``base_url`` is the server's address, a path in it included. ``token`` is asked for the bearer token at every attempt.
+    ``base_url`` is the server's address, a path in it included, or a relay's mailbox (:mod:`common.relay`). ``token`` is asked for the bearer token at every attempt.
     ``ca_file`` (a file, or a folder of hashed certificates) replaces all other certificate authorities; without it
     REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE and SSL_CERT_FILE are honoured, in this order. Proxies come from the environment;
     ``.netrc`` is never read. ``timeout`` is that of one attempt, in seconds: to connect, and until the whole answer is
@@ -155,10 +160,14 @@ class HttpClient:
         self._max_body_bytes = max_body_bytes
         self._clock = clock or SystemClock()
         self._closed = threading.Event()
+        self.clock_ahead_s: Optional[float] = None
+        """How far this machine's clock is ahead of the server's, to a second or so, as the last answer's Date header
+        says; None before the first, and where answers have none."""
         self._pause = pause or self._closed.wait
         if token is not None and not is_private(self.base_url):
             log.warning("%s: tokens travel unencrypted to this address; use https", self.base_url)
         self._verify = certificate_authorities(ca_file) if self.base_url.startswith("https:") else None
+        self._mailbox = MailboxAdapter(self.base_url) if self.base_url.startswith(SCHEME) else None
         self._local = threading.local()
         self._sessions: weakref.WeakSet[requests.Session] = weakref.WeakSet()
         self._sessions_lock = threading.Lock()
@@ -231,6 +240,30 @@ class HttpClient:
             raise _problem_error(f"{method.upper()} {self.base_url}{path}", reply)
         return reply.content
 
+    def send_file(
+        self,
+        method: str,
+        path: str,
+        source: Path,
+        *,
+        params: Optional[Params] = None,
+        timeout: Optional[Timeout] = None,
+    ) -> None:
+        """Send a file of any size, piece by piece; what comes back is ignored. The rest as with :meth:`transfer`."""
+        request = _Request(method.upper(), path, _query(params), source, "application/octet-stream", "*/*")
+        reply = self._exchange(request, self._timeout_of(timeout), None, _policy(self._retries))
+        if not 200 <= reply.status < 300:
+            raise _problem_error(f"{method.upper()} {self.base_url}{path}", reply)
+
+    def fetch_file(
+        self, path: str, target: Path, *, params: Optional[Params] = None, timeout: Optional[Timeout] = None
+    ) -> None:
+        """Bring a file of any size home, piece by piece, into ``target``, which is made anew. As with :meth:`transfer`."""
+        request = _Request("GET", path, _query(params), None, accept="*/*", target=target)
+        reply = self._exchange(request, self._timeout_of(timeout), None, _policy(self._retries))
+        if not 200 <= reply.status < 300:
+            raise _problem_error(f"GET {self.base_url}{path}", reply)
+
     def _encoded(self, method: str, path: str, body: Optional[object]) -> Optional[bytes]:
         if body is None:
             return None
@@ -281,25 +314,35 @@ class HttpClient:
                 return _no_reply(request.method, url, "the time allowed for this call is over", hopeless=True)
             timeout = (min(timeout[0], left_s), min(timeout[1], left_s))
         try:
-            with self._session().request(
-                request.method,
-                url,
-                params=request.params,
-                data=request.content,
-                headers=self._headers(request),
-                timeout=timeout,
-                # A redirect is never followed: the token would travel, and a POST would turn into a GET.
-                allow_redirects=False,
-                stream=True,
-                # By hand because the session does not trust the environment, which would bring its CA bundle along.
-                proxies=get_environ_proxies(url),
-                verify=self._verify or True,
-            ) as response:
-                content = self._read(response, f"{request.method} {url}", started + timeout[1], deadline)
+            with (
+                _content(request.content) as data,
+                self._session().request(
+                    request.method,
+                    url,
+                    params=request.params,
+                    data=data,
+                    headers=self._headers(request),
+                    timeout=timeout,
+                    # A redirect is never followed: the token would travel, and a POST would turn into a GET.
+                    allow_redirects=False,
+                    stream=True,
+                    # By hand because the session does not trust the environment, which would bring its CA bundle along.
+                    proxies=get_environ_proxies(url),
+                    verify=self._verify or True,
+                ) as response,
+            ):
+                # How long a file takes to be sent is not the answer's fault.
+                answering = self._clock.monotonic() if isinstance(request.content, Path) else started
+                where, ends = f"{request.method} {url}", answering + timeout[1]
+                if request.target is not None and response.status_code == 200:
+                    content = _save(response, request.target)
+                else:
+                    content = self._read(response, where, ends, deadline)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             reason, hopeless = _diagnose(error, handled)
             return _no_reply(request.method, url, reason, hopeless=hopeless)
         elapsed = self._clock.monotonic() - started
+        self.clock_ahead_s = _ahead_s(response.headers.get("Date"), self._clock.now() - elapsed / 2)
         log.debug("%s %s: %d in %.3f s", request.method, request.path, response.status_code, elapsed)
         return _Reply(response.status_code, response.reason or "", response.headers, content)
 
@@ -332,10 +375,40 @@ class HttpClient:
             adapter = HTTPAdapter(max_retries=Retry(0, read=False))
             session.mount("https://", adapter)
             session.mount("http://", adapter)
+            if self._mailbox is not None:
+                session.mount(SCHEME, self._mailbox)
             self._local.session = session
             with self._sessions_lock:
                 self._sessions.add(session)
         return session
+
+
+@contextmanager
+def _content(content: Union[bytes, Path, None]) -> Iterator[Union[bytes, IO[bytes], None]]:
+    """What to send: a file is open inside, at its beginning."""
+    if not isinstance(content, Path):
+        yield content
+        return
+    with content.open("rb") as file:
+        # A length is sent; for nothing at all requests would send pieces.
+        yield file if content.stat().st_size else b""
+
+
+def _save(response: requests.Response, target: Path) -> bytes:
+    """The body, into a file; nothing is left to be read."""
+    with target.open("wb") as file:
+        while piece := response.raw.read1(_CHUNK_BYTES, decode_content=True):
+            file.write(piece)
+    return b""
+
+
+def _ahead_s(date: Optional[str], now: float) -> Optional[float]:
+    """By how much ``now``, when an answer was made, is later than its Date header, which is cut to whole seconds."""
+    try:
+        made = parsedate_to_datetime(date or "")
+    except (TypeError, ValueError):
+        return None
+    return now - (made.timestamp() + 0.5)
 
 
 def _policy(retries: int) -> Retry:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Optional, Union
-from urllib.parse import urlsplit
+from urllib.parse import quote_plus, urlsplit
 
 import msgspec
 import requests
@@ -83,9 +83,14 @@ class OidcHttp:
             raise OidcError(f"{url}: status {status}")
         return document
 
-    def post_form(self, url: str, fields: Mapping[str, str]) -> dict[str, Any]:
-        """The answer to a form. Raises OidcError, with ``oauth_error`` where the answer names one."""
-        status, document = self._exchange("POST", url, fields)
+    def post_form(
+        self, url: str, fields: Mapping[str, str], *, basic: Optional[tuple[str, str]] = None
+    ) -> dict[str, Any]:
+        """The answer to a form; ``basic`` are a client's name and secret (RFC 6749, section 2.3.1).
+
+        Raises OidcError, with ``oauth_error`` where the answer names one.
+        """
+        status, document = self._exchange("POST", url, fields, basic)
         if status != 200:
             word = document.get("error")
             word = word if isinstance(word, str) else ""
@@ -93,7 +98,9 @@ class OidcHttp:
             raise OidcError(f"{url}: {printable(f'{word or status} {words}')}", oauth_error=word)
         return document
 
-    def _exchange(self, method: str, url: str, fields: Optional[Mapping[str, str]]) -> tuple[int, dict[str, Any]]:
+    def _exchange(
+        self, method: str, url: str, fields: Optional[Mapping[str, str]], basic: Optional[tuple[str, str]] = None
+    ) -> tuple[int, dict[str, Any]]:
         checked_address(url)
         ends = time.monotonic() + TOTAL_S
         try:
@@ -103,6 +110,8 @@ class OidcHttp:
                     method,
                     url,
                     data=dict(fields) if fields is not None else None,
+                    # Both are form-encoded before they are joined, as the RFC wants it.
+                    auth=None if basic is None else (quote_plus(basic[0]), quote_plus(basic[1])),
                     headers={"Accept": "application/json", "User-Agent": f"pilotage/{version()}"},
                     timeout=_TIMEOUT,
                     allow_redirects=False,
@@ -218,6 +227,18 @@ def renew(http: OidcHttp, token_endpoint: str, client_id: str, refresh_token: st
     fields = {"grant_type": "refresh_token", "refresh_token": refresh_token, "client_id": client_id}
     found = _token_set(http.post_form(token_endpoint, fields), token_endpoint)
     return found if found.refresh_token else TokenSet(found.access_token, found.expires_s, refresh_token)
+
+
+def client_credentials(
+    http: OidcHttp, token_endpoint: str, client_id: str, secret: str, scopes: list[str], audience: str
+) -> TokenSet:
+    """A token for a program that has a name and a secret at the issuer (RFC 6749, section 4.4). Raises OidcError."""
+    fields = {"grant_type": "client_credentials"}
+    if scopes:
+        fields["scope"] = " ".join(scopes)
+    if audience:
+        fields["audience"] = audience
+    return _token_set(http.post_form(token_endpoint, fields, basic=(client_id, secret)), token_endpoint)
 
 
 def _token_set(answer: Mapping[str, Any], where: str) -> TokenSet:

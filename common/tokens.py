@@ -20,8 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional, Union
 
-import jwt
-
 from common.clock import Clock
 from common.errors import ErrorCode, PilotageError
 
@@ -120,12 +118,15 @@ class TokenIssuer:
         taken = sorted(_REGISTERED & claims.keys())
         if taken:
             raise ValueError(f"claims: {', '.join(taken)} cannot be chosen; use another name")
+        import jwt  # of no use to a pilot, and it takes 10 MB and a fifth of a second
+
         now = self._clock.now()
         fixed = {
             "iss": self._issuer,
             "sub": subject,
             "roles": list(roles),
             "iat": int(now),
+            "nbf": int(now),
             "exp": math.ceil(now + ttl_s),
             "jti": uuid.uuid4().hex,
         }
@@ -137,6 +138,8 @@ class TokenIssuer:
         ``allow_expired_for_s`` also accepts one that expired at most so many seconds ago: a pilot renews its token after
         an outage. Raises TokenError.
         """
+        import jwt
+
         if len(token) > _MAX_TOKEN_CHARS or not token.isascii():
             raise TokenError("the token is not valid: it is too long or not plain text")
         try:
@@ -280,6 +283,20 @@ def write_secret_file(path: Union[str, Path], text: str) -> None:
     _sync_folder(path.parent)
 
 
+def create_secret_file(path: Union[str, Path], text: str) -> None:
+    """Put ``text`` into a new file of mode 0600; one that is there, perhaps just made by another, stays. Raises OSError."""
+    path = Path(path)
+    temporary = _write_beside(path, text)
+    try:
+        # Unlike a rename, a link never replaces the file that somebody else has just made.
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    finally:
+        temporary.unlink()
+    _sync_folder(path.parent)
+
+
 def load_or_create_key(path: Union[str, Path]) -> bytes:
     """The signing key in ``path`` (hex), made there if there is none yet; all who start at once get the same.
 
@@ -287,15 +304,7 @@ def load_or_create_key(path: Union[str, Path]) -> bytes:
     """
     path = Path(path)
     if not path.exists():
-        temporary = _write_beside(path, secrets.token_hex(KEY_BYTES))
-        try:
-            # Unlike a rename, a link never replaces the key that somebody else has just made.
-            os.link(temporary, path)
-        except FileExistsError:
-            pass
-        finally:
-            temporary.unlink()
-        _sync_folder(path.parent)
+        create_secret_file(path, secrets.token_hex(KEY_BYTES))
     try:
         key = bytes.fromhex(read_secret_file(path))
     except ValueError as error:

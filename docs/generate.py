@@ -121,7 +121,8 @@ def _calls() -> str:
 
 _MODULES = (
     wire.workflows, wire.commands, wire.world, wire.pilots, wire.outputs, wire.harvesters, wire.projects, wire.failures,
-    wire.tagging, wire.access, wire.answers, wire.monitoring,
+    wire.tagging, wire.access, wire.answers, wire.monitoring, wire.credentials, wire.payloads, wire.peeks,
+    wire.steering, wire.pushing, wire.probes, wire.direct,
 )  # fmt: skip
 
 

@@ -6,6 +6,8 @@ from common.states import FINAL_WORKER_STATES, WorkerState, allowed
 from harvester.backends.base import Observation, StatusOutcome
 from harvester.store import Change, Worker
 
+_LARGEST = 2**31 - 1
+
 
 def judge(worker: Worker, outcome: StatusOutcome, denials: int) -> Change | None:
     """How a status changes a worker; None when it doesn't.
@@ -48,5 +50,6 @@ def _change(
         target=target,
         missing_count=missing_count,
         reason=reason,
-        exit_code=exit_code,
+        # A batch system's number may be no exit code at all; it must not cost the change.
+        exit_code=exit_code if exit_code is not None and abs(exit_code) <= _LARGEST else None,
     )

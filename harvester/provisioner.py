@@ -1,46 +1,42 @@
 """How many workers to submit: pure functions from the server's demand, the queue's limits and the workers there are.
 
-Work is never killed to get down to a number: a queue that has too many workers simply gets no new ones.
+Work is never killed to get down to a number: a queue that has too many workers gets no new ones, and those of them that
+wait for nothing may be withdrawn (:mod:`harvester.surplus`).
+
+The order of the calculation, which ``pilotage harvester explain`` shows:
+
+1. the server says how many pilots of each shape there should be, those that hold jobs included;
+2. the factor goes on top of those that don't: that is the target;
+3. workers that are there, of this and of other harvesters, and pilots that no worker accounts for count for it;
+4. what is missing are new workers, one for each ``nodes`` pilots;
+5. the room that the limits leave is shared out between the shapes (:func:`harvester.limits.share_out`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from common.states import ResourceState, WorkerState
 from common.wire import DemandReply, Shape, ShapeDemand
+from harvester.limits import Bound, Group, Limits, Situation, Want, bounds_of, share_out
 
 QUEUED = frozenset({WorkerState.PLANNED, WorkerState.SUBMITTING, WorkerState.SUBMITTED, WorkerState.HELD})
 """Workers that wait, or soon will."""
 OPEN = frozenset({ResourceState.ONLINE, ResourceState.TEST})
 """Queues that get new workers; in ``test`` the server's demand counts probe jobs only."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What an admin allows a queue. ``factor`` applies to the pilots wanted beyond the busy ones."""
-
-    max_workers: int
-    max_queued: int
-    per_cycle: int
-    factor: float = 1.0
-    drained: bool = False
-
-
-@dataclass(frozen=True)
-class Group:
-    """Workers of one shape: how many wait and how many run."""
-
-    shape: Shape
-    queued: int
-    running: int
+LEAVING = frozenset({ResourceState.DRAINING, ResourceState.OFFLINE})
+"""Queues whose idle pilots the server sends away: a worker that still waits there waits for nothing."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One shape of the demand with the numbers behind ``new``. ``bound`` says what kept it below what is wanted."""
+    """One shape of the demand with the numbers behind ``new``. ``bound`` says what kept it below what is wanted.
+
+    ``pilots`` to ``missing`` count pilots, ``wanted`` and ``new`` workers. ``queued`` and ``running`` come from workers
+    of this harvester, ``others`` from those of others, ``found`` are pilots that no worker accounts for.
+    """
 
     shape: Shape
     pilots: int
@@ -49,18 +45,21 @@ class Line:
     target: int
     queued: int
     running: int
+    others: int
+    found: int
+    missing: int
+    wanted: int
     new: int
     bound: str
-
-    @property
-    def wanted(self) -> int:
-        """How many are missing from the target."""
-        return max(0, self.target - self.queued - self.running)
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do about a queue, and why. ``queued`` and ``running`` count all its workers, of any shape."""
+    """What to do about a queue, and why. ``queued`` and ``running`` count all its workers, of any shape.
+
+    ``surplus`` are those that wait although nothing is wanted of them, by shape; ``leaving``: none of those that wait is
+    wanted, because the queue is being emptied.
+    """
 
     queue: str
     status: ResourceState
@@ -69,55 +68,87 @@ class Decision:
     queued: int
     running: int
     lines: list[Line]
+    closed: str = ""
+    bounds: list[Bound] = field(default_factory=list)
+    situation: Situation = field(default_factory=Situation)
+    surplus: list[tuple[Shape, int]] = field(default_factory=list)
+    leaving: bool = False
 
     @property
     def new(self) -> int:
         """How many workers to submit in all."""
         return sum(line.new for line in self.lines)
 
+    @property
+    def too_many(self) -> int:
+        """How many workers wait for nothing."""
+        return sum(n for _, n in self.surplus)
 
-def group(workers: Iterable[tuple[Shape, WorkerState]]) -> list[Group]:
+
+@dataclass
+class _Source:
+    """Pilots to be had from workers of one shape, as far as nothing has been set against them."""
+
+    shape: Shape
+    kind: str
+    left: int
+    nodes: int
+
+
+def group(workers: Iterable[tuple[Shape, WorkerState]], nodes: int = 1) -> list[Group]:
     """Count workers by shape. Missing and ended ones hold no slot and aren't counted."""
     counts: dict[tuple[int, ...], tuple[Shape, list[int]]] = {}
     for shape, state in workers:
         if state in QUEUED or state is WorkerState.RUNNING:
             _, numbers = counts.setdefault(_key(shape), (shape, [0, 0]))
             numbers[0 if state in QUEUED else 1] += 1
-    return [Group(shape, queued, running) for shape, (queued, running) in counts.values()]
+    return [Group(shape, queued, running, nodes) for shape, (queued, running) in counts.values()]
 
 
-def decide(queue: str, demand: DemandReply, limits: Limits, workers: Sequence[Group]) -> Decision:
-    """How many workers of each shape to submit now.
-
-    The target of a shape is ``pilots + (factor - 1) x (pilots - running jobs)``, rounded up: the factor goes on top of
-    what is waiting, not of what is served already. Workers that are there count for a shape of their own first, and
-    then for any that they could hold. The shapes are served in the server's order until a limit is reached.
-    """
-    queued = sum(one.queued for one in workers)
-    running = sum(one.running for one in workers)
-    room = _Room(demand, limits, queued, running)
-    lines = []
-    for shape, present in zip(demand.shapes, _cover(demand.shapes, limits.factor, workers)):
-        target = target_of(shape, limits.factor)
-        new, bound = room.take(max(0, target - sum(present)))
-        lines.append(
-            Line(
-                shape=shape.shape,
-                pilots=shape.pilots,
-                ready_jobs=shape.ready_jobs,
-                running_jobs=shape.running_jobs,
-                target=target,
-                queued=present[0],
-                running=present[1],
-                new=new,
-                bound=bound,
-            )
-        )
-    return Decision(queue, demand.queue.status, limits, demand.idle_pilots, queued, running, lines)
+def decide(
+    queue: str,
+    demand: DemandReply,
+    limits: Limits,
+    workers: Sequence[Group],
+    situation: Situation | None = None,
+) -> Decision:
+    """How many workers of each shape to submit now, and which of those that wait are too many."""
+    situation = situation or Situation()
+    sources = _sources(demand, workers)
+    covered = _cover(demand.shapes, limits.factor, sources)
+    found = _found(demand, limits.factor, covered, workers)
+    closed = _closed(demand.queue.status, limits)
+    bounds = bounds_of(limits, workers, situation)
+    wants = []
+    for shape, kinds, extra in zip(demand.shapes, covered, found):
+        target, have = target_of(shape, limits.factor), sum(kinds.values()) + extra
+        wants.append(Want(shape.shape, -(-max(0, target - have) // limits.nodes), have, target))
+    if closed:
+        for want in wants:
+            want.bound = closed if want.missing else ""
+    else:
+        share_out(wants, bounds, limits.nodes)
+    return Decision(
+        queue=queue,
+        status=demand.queue.status,
+        limits=limits,
+        idle_pilots=demand.idle_pilots,
+        queued=sum(one.queued for one in workers),
+        running=sum(one.running for one in workers),
+        lines=[_line(*each) for each in zip(demand.shapes, covered, found, wants)],
+        closed=closed,
+        bounds=bounds,
+        situation=situation,
+        surplus=_surplus(sources),
+        leaving=demand.queue.status in LEAVING or limits.drained,
+    )
 
 
 def target_of(demand: ShapeDemand, factor: float) -> int:
-    """How many workers of a shape there should be."""
+    """How many pilots of a shape there should be: ``pilots + (factor - 1) x (pilots - running jobs)``, rounded up.
+
+    The factor goes on top of what is waiting, not of what is served already. Never fewer than hold jobs.
+    """
     return math.ceil(demand.pilots + (factor - 1) * max(0, demand.pilots - demand.running_jobs))
 
 
@@ -126,53 +157,89 @@ def holds(worker: Shape, wanted: Shape) -> bool:
     return all(has >= needs for has, needs in zip(_key(worker), _key(wanted)))
 
 
-class _Room:
-    """What the limits leave, used up shape by shape."""
-
-    def __init__(self, demand: DemandReply, limits: Limits, queued: int, running: int) -> None:
-        self._closed = ""
-        if demand.queue.status not in OPEN:
-            self._closed = f"the queue is {demand.queue.status.value}"
-        elif limits.drained:
-            self._closed = "the queue is drained"
-        self._left = {
-            "max_workers": max(0, limits.max_workers - queued - running),
-            "max_queued": max(0, limits.max_queued - queued),
-            "per_cycle": limits.per_cycle,
-        }
-
-    def take(self, wanted: int) -> tuple[int, str]:
-        """As many of ``wanted`` as may be, and what bounded it."""
-        if wanted == 0:
-            return 0, ""
-        if self._closed:
-            return 0, self._closed
-        name, least = min(self._left.items(), key=lambda item: item[1])
-        new = min(wanted, least)
-        self._left = {limit: left - new for limit, left in self._left.items()}
-        return new, name if new < wanted else ""
+def _closed(status: ResourceState, limits: Limits) -> str:
+    if status not in OPEN:
+        return f"the queue is {status.value}"
+    return "the queue is drained" if limits.drained else ""
 
 
-def _cover(demand: Sequence[ShapeDemand], factor: float, workers: Sequence[Group]) -> list[tuple[int, int]]:
-    """For each shape of the demand, how many of the queued and of the running workers count for it."""
-    left = [[one.queued, one.running] for one in workers]
-    covered = [[0, 0] for _ in demand]
+def _sources(demand: DemandReply, workers: Sequence[Group]) -> list[_Source]:
+    """Own running workers first, since they are here already; own before others', so that two harvesters that both
+    have too many don't both withdraw theirs."""
+    own = [
+        _Source(one.shape, kind, n * one.nodes, one.nodes)
+        for kind in ("running", "queued")
+        for one in workers
+        if (n := one.running if kind == "running" else one.queued)
+    ]
+    others = [
+        _Source(one.shape, "others", (one.queued + one.running) * one.nodes, one.nodes)
+        for one in demand.others
+        if one.queued + one.running
+    ]
+    return own + others
+
+
+def _cover(demand: Sequence[ShapeDemand], factor: float, sources: Sequence[_Source]) -> list[dict[str, int]]:
+    """For each shape of the demand, how many pilots of each kind count for it: workers count for a shape of their own
+    first, and then for any that they could hold."""
+    covered = [{"running": 0, "queued": 0, "others": 0} for _ in demand]
     for exact in (True, False):
         for index, shape in enumerate(demand):
-            for worker, counts in zip(workers, left):
-                fits = _key(worker.shape) == _key(shape.shape) if exact else holds(worker.shape, shape.shape)
-                need = target_of(shape, factor) - sum(covered[index])
-                if fits and need > 0:
-                    _transfer(counts, covered[index], need)
-    return [(queued, running) for queued, running in covered]
+            need = target_of(shape, factor) - sum(covered[index].values())
+            for source in sources:
+                if need <= 0:
+                    break
+                if _key(source.shape) == _key(shape.shape) if exact else holds(source.shape, shape.shape):
+                    moved = min(source.left, need)
+                    source.left -= moved
+                    covered[index][source.kind] += moved
+                    need -= moved
+    return covered
 
 
-def _transfer(counts: list[int], covered: list[int], need: int) -> None:
-    for kind in (1, 0):  # running ones first: they are here already
-        moved = min(counts[kind], need)
-        counts[kind] -= moved
-        covered[kind] += moved
-        need -= moved
+def _found(
+    demand: DemandReply, factor: float, covered: Sequence[dict[str, int]], workers: Sequence[Group]
+) -> list[int]:
+    """For each shape, pilots that live although no worker that is known accounts for them (started by hand, or of a
+    missing worker): busy ones by their shape, idle ones for whatever is missing first."""
+    found = [
+        max(0, min(shape.running_jobs, target_of(shape, factor)) - sum(kinds.values()))
+        for shape, kinds in zip(demand.shapes, covered)
+    ]
+    known = sum((one.queued + one.running) * one.nodes for one in workers)
+    known += sum((one.queued + one.running) * one.nodes for one in demand.others)
+    busy = sum(shape.running_jobs for shape in demand.shapes)
+    idle = demand.idle_pilots - max(0, known - busy)
+    for index, (shape, kinds) in enumerate(zip(demand.shapes, covered)):
+        missing = max(0, target_of(shape, factor) - sum(kinds.values()) - found[index])
+        taken = max(0, min(idle, missing))
+        found[index] += taken
+        idle -= taken
+    return found
+
+
+def _surplus(sources: Sequence[_Source]) -> list[tuple[Shape, int]]:
+    """Whole workers that wait and that no demand was set against."""
+    return [(one.shape, n) for one in sources if one.kind == "queued" and (n := one.left // one.nodes)]
+
+
+def _line(shape: ShapeDemand, kinds: dict[str, int], found: int, want: Want) -> Line:
+    return Line(
+        shape=shape.shape,
+        pilots=shape.pilots,
+        ready_jobs=shape.ready_jobs,
+        running_jobs=shape.running_jobs,
+        target=want.target,
+        queued=kinds["queued"],
+        running=kinds["running"],
+        others=kinds["others"],
+        found=found,
+        missing=max(0, want.target - sum(kinds.values()) - found),
+        wanted=want.missing,
+        new=want.new,
+        bound=want.bound,
+    )
 
 
 def _key(shape: Shape) -> tuple[int, ...]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import random
 import socket
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
@@ -24,12 +25,15 @@ from common.wire import (
     HeartbeatReply,
     Instruction,
     JobReport,
+    NodeInfo,
     Offer,
+    PeekOrder,
     PilotEnd,
     PilotGrant,
     PilotRegistration,
     Queue,
 )
+from pilot.ahead import Ahead
 from pilot.asking import Asker
 from pilot.calls import ask
 from pilot.client import CallRefused, NotAccepted, Server, ServerError
@@ -37,9 +41,9 @@ from pilot.config import PilotConfig
 from pilot.deliver import Delivery
 from pilot.heart import Heart
 from pilot.jobs import Jobs, JobWork, backoff_s
-from pilot.jobstate import REPORTED_AS, Event, Forget, Job, KillRequested, Phase, SlotTaken, TimeIsUp
+from pilot.jobstate import Event, Forget, GiveBack, Job, KillRequested, PartGiven, Phase, SlotTaken, TimeIsUp
 from pilot.loop import Lane, Loop
-from pilot.slot import Part, Slot, clipped
+from pilot.slot import Slot, clipped
 from pilot.spool import SpooledReport
 from pilot.workdir import Identity, WorkDir
 
@@ -85,7 +89,7 @@ class Session:
     wall_left_s: Callable[[], Optional[float]]
 
 
-MakeWork = Callable[[Session, Assignment, Part, Callable[[Event], None]], JobWork]
+MakeWork = Callable[[Session, Assignment, Callable[[Event], None]], JobWork]
 Probe = Callable[[Queue], Offer]
 
 
@@ -94,8 +98,8 @@ class Surroundings:
     """All that an agent needs of the world.
 
     ``probe`` looks at the slot (its ``wall_s`` is what the batch system says is left; zero: it says nothing);
-    ``make_work`` carries out the jobs' actions; ``deliver`` delivers a spooled report; ``log_tail`` gives the end of the
-    pilot's log.
+    ``node_info`` describes the machine; ``make_work`` carries out the jobs' actions; ``deliver`` delivers a spooled report;
+    ``log_tail`` gives the end of the pilot's log; ``show`` answers what people want to see of a job.
     """
 
     server: Server
@@ -106,6 +110,8 @@ class Surroundings:
     make_work: MakeWork
     deliver: Callable[[SpooledReport], Delivery]
     log_tail: Callable[[], str]
+    show: Callable[[int, Sequence[PeekOrder]], None] = lambda _job_id, _orders: None
+    node_info: Optional[NodeInfo] = None
 
 
 class Agent:
@@ -134,13 +140,27 @@ class Agent:
             around.rng,
             self._identity.request_id,
         )
+        self._ahead = Ahead(
+            self._loop,
+            self._server,
+            around.clock,
+            around.rng,
+            may_ask=self._may_ask,
+            remember=self._remember_ahead,
+            on_reply=self._on_ahead,
+            on_not_accepted=self._heart.soon,
+            give_back=lambda job_id, reason: self._jobs.handle(job_id, GiveBack(reason)),
+            request_id=self._identity.ahead_id,
+        )
         self._slot: Optional[Slot] = None
         self._session: Optional[Session] = None
         self._undelivered: set[int] = set()
+        self._remembering = threading.Lock()
         self._taken = 0
         self._idle_since = self._began
         self._attempts = 0
         self._leaving: Optional[tuple[str, ExitCode, Optional[ErrorCode]]] = None
+        self._draining = False
         self._farewell = False
         self._exit = ExitCode.FAILED
 
@@ -168,6 +188,7 @@ class Agent:
             host=socket.gethostname()[:255],
             node=self._config.node,
             version=version(),
+            node_info=self._around.node_info,
         )
         if self._lifetime_left_s() == 0.0:
             self._begin_leaving("the server could not be reached in time", ExitCode.UNREACHABLE)
@@ -221,7 +242,7 @@ class Agent:
         session = self._session
         if self._leaving is not None or session is None:
             return
-        whole = clipped(offer, session.grant.queue)
+        whole = clipped(offer, session.grant.queue, session.grant.shape)
         # What the batch system says is left counts from now; the queue's limit holds for the pilot's whole life.
         limits = [self._around.clock.monotonic() + offer.wall_s] if offer.wall_s else []
         limits += [self._began + session.grant.queue.wall_s] if session.grant.queue.wall_s else []
@@ -229,6 +250,7 @@ class Agent:
         logger.info("the slot: %s", whole)
         self._idle_since = self._around.clock.monotonic()
         self._deliver_spooled()
+        self._ahead.start(self._slot)
         self._asker.ask_now()
 
     # ------------------------------------------------------------ jobs
@@ -236,21 +258,33 @@ class Agent:
     def _offer(self) -> Optional[tuple[Offer, float]]:
         """What to offer and how long the question may wait; None when no job can be taken now."""
         slot, session = self._slot, self._session
-        if slot is None or session is None or self._leaving is not None:
+        if slot is None or session is None:
             return None
-        if self._enough():
+        if not self._may_ask():
+            slot.answered()
+            self._loop.post(self._place_waiting)
             self._loop.post(self._leave_if_done)
             return None
-        if len(self._jobs.all) >= 2 * slot.whole.cores + 2:  # uploads or the server are stuck: do not pile up work
-            return None
-        offer = slot.free()
+        offer = slot.offer()
         return None if offer is None else (offer, session.grant.settings.acquire_wait_s)
+
+    def _may_ask(self) -> bool:
+        """Whether another job may be taken at all."""
+        if self._slot is None or self._leaving is not None or self._enough():
+            return False
+        # With so many held, uploads or the server are stuck: do not pile up work.
+        return len(self._jobs.all) < 2 * self._slot.whole.cores + 2
 
     def _enough(self) -> str:
         """Why no more jobs are taken, for good; empty when they are."""
         config = self._config
         if config.max_jobs and self._taken >= config.max_jobs:
             return f"{self._taken} jobs taken, which is max_jobs"
+        return self._time_over()
+
+    def _time_over(self) -> str:
+        """Why there is no time for another payload; empty when there is."""
+        config = self._config
         if self._lifetime_left_s() == 0.0:
             return f"lifetime of {config.lifetime_s:.0f} s is over"
         left_s = self._wall_left_s()
@@ -268,15 +302,23 @@ class Agent:
         return self._slot.wall_left_s() if self._slot is not None else None
 
     def _remember_request(self, request_id: Optional[str]) -> None:
-        self._identity.request_id = request_id
-        self._around.work_dir.remember(self._identity)
+        with self._remembering:
+            self._identity.request_id = request_id
+            self._around.work_dir.remember(self._identity)
+
+    def _remember_ahead(self, request_id: Optional[str]) -> None:
+        with self._remembering:
+            self._identity.ahead_id = request_id
+            self._around.work_dir.remember(self._identity)
 
     def _on_reply(self, reply: AcquireReply) -> None:
-        for assignment in reply.jobs:
-            self._taken += 1
-            self._jobs.take_up(assignment)
+        assert self._slot is not None
+        self._slot.answered()
+        for assignment in self._new(reply):
+            self._jobs.take_up(assignment, self._slot.take(assignment))
+        self._place_waiting()
         if reply.drain:
-            self._begin_leaving("the server told this pilot to drain", ExitCode.DONE)
+            self._drain()
         if reply.jobs:
             if self._leaving is not None and self._leaving[1] is ExitCode.STOPPED:
                 self._jobs.handle_all(SlotTaken())
@@ -291,6 +333,36 @@ class Agent:
         wait_s = reply.retry_after_s or 1.0
         self._asker.ask_in(wait_s if self._jobs.all else min(wait_s, max(0.1, limit_s - idle_s)))
 
+    def _on_ahead(self, reply: AcquireReply) -> None:
+        """A job was claimed ahead: its part may be free already."""
+        assert self._slot is not None
+        for assignment in self._new(reply):
+            self._slot.expect(assignment)
+            self._jobs.take_up(assignment, None)
+        self._place_waiting()
+        if self._leaving is not None and self._leaving[1] is ExitCode.STOPPED:
+            self._jobs.handle_all(SlotTaken())
+        self._leave_if_done()
+
+    def _new(self, reply: AcquireReply) -> list[Assignment]:
+        """Those of the jobs that are not held yet: an answer may be that to a question that was put before."""
+        new = [assignment for assignment in reply.jobs if not self._jobs.holds(assignment.job_id)]
+        self._taken += len(new)
+        return new
+
+    def _place_waiting(self) -> None:
+        """Give parts that are free to jobs that were claimed ahead; what cannot begin any more goes back."""
+        slot = self._slot
+        if slot is None:
+            return
+        over = self._time_over() or ("the pilot drains" if self._draining else "")
+        for job in [job for job in self._jobs.all if job.waits]:
+            part = None if over else slot.fit(job.assignment)
+            if over:
+                self._jobs.handle(job.job_id, GiveBack(over))
+            elif part is not None:
+                self._jobs.handle(job.job_id, PartGiven(part))
+
     def _on_unanswered(self) -> None:
         """An idle pilot does not wait for ever for a server that is gone."""
         idle_s, limit_s = self._idle_s()
@@ -304,18 +376,20 @@ class Agent:
         return self._around.clock.monotonic() - self._idle_since, limit_s
 
     def _work_for(self, assignment: Assignment, post: Callable[[Event], None]) -> JobWork:
-        assert self._session is not None and self._slot is not None
-        return self._around.make_work(self._session, assignment, self._slot.take(assignment), post)
+        assert self._session is not None
+        return self._around.make_work(self._session, assignment, post)
 
     def _on_change(self, before: Optional[Job], job: Job) -> None:
         """A job changed its phase, or its folder is gone."""
         assert self._slot is not None
-        freed = not job.holds_slot and (before is None or before.holds_slot)
+        self._ahead.changed(before, job)
+        freed = not job.holds_slot and before is not None and before.holds_slot
         if freed:
             self._slot.payload_over(job.job_id)
+            self._place_waiting()
         if job.phase is Phase.DONE:
             self._slot.job_over(job.job_id)
-        elif before is None or REPORTED_AS[before.phase] != REPORTED_AS[job.phase]:
+        elif before is None or before.reported != job.reported:
             self._heart.soon()
         if not self._jobs.all:
             self._idle_since = self._around.clock.monotonic()
@@ -326,7 +400,7 @@ class Agent:
     # ------------------------------------------------------------ heartbeats
 
     def _held(self) -> list[JobReport]:
-        jobs = [JobReport(job.job_id, REPORTED_AS[job.phase], job.metrics) for job in self._jobs.all]
+        jobs = [JobReport(job.job_id, job.reported, job.metrics) for job in self._jobs.all]
         return jobs + [JobReport(job_id, JobState.HOLDING) for job_id in sorted(self._undelivered)]
 
     def _on_beat(self, reply: HeartbeatReply) -> None:
@@ -337,8 +411,16 @@ class Agent:
                 self._jobs.handle(told.job_id, KillRequested(told.reason))
             elif told.instruction is Instruction.UNKNOWN:
                 self._jobs.handle(told.job_id, Forget())
+            elif told.peeks:
+                self._around.show(told.job_id, told.peeks)
         if reply.drain:
-            self._begin_leaving("the server told this pilot to drain", ExitCode.DONE)
+            self._drain()
+
+    def _drain(self) -> None:
+        """End what runs, and nothing more."""
+        self._draining = True
+        self._begin_leaving("the server told this pilot to drain", ExitCode.DONE)
+        self._place_waiting()
 
     def _on_rejected(self, reason: str) -> None:
         """The server does not accept this pilot any more: its jobs are others' by now."""
@@ -389,6 +471,7 @@ class Agent:
 
     def _leave_unanswered(self) -> None:
         self._asker.give_up()
+        self._ahead.give_up()
         self._leave_if_done()
 
     def _begin_leaving(self, reason: str, code: ExitCode, error: Optional[ErrorCode] = None) -> None:
@@ -397,10 +480,11 @@ class Agent:
             logger.info("leaving: %s", reason)
             self._leaving = (reason, code, error)
             self._asker.stop()
+            self._ahead.stop()
         self._leave_if_done()
 
     def _leave_if_done(self) -> None:
-        if not self._jobs.idle or self._asker.busy:
+        if not self._jobs.idle or self._asker.busy or self._ahead.busy:
             return
         if self._leaving is None and self._session is not None and self._enough():
             self._begin_leaving(self._enough(), ExitCode.DONE)
@@ -424,7 +508,7 @@ class Agent:
         self._loop.after("farewell", FAREWELL_S, self._loop.end)
 
     def _gone(self, answer: Optional[ServerError]) -> None:
-        if answer is None and not self._asker.open:
+        if answer is None and not self._asker.open and not self._ahead.open:
             self._around.work_dir.forget()
         self._around.work_dir.spool.remove_idle_tokens()
         self._loop.end()

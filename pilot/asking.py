@@ -17,7 +17,6 @@ from pilot.loop import Lane, Loop
 
 logger = logging.getLogger(__name__)
 
-_KEY = "acquire"
 _SPREAD = 0.2
 """How much later than asked for a question may be put, so that pilots that wait together do not come together."""
 
@@ -25,6 +24,7 @@ _SPREAD = 0.2
 class Asker:
     """Puts the question. All methods and callbacks are for the loop's thread, but ``remember``, which writes to disk.
 
+    Its timer and thread are named ``key``; with ``ahead`` it asks for a job that begins later.
     ``offer`` answers what to offer and how long the server may let the question wait, or None when there is nothing to
     offer. ``remember`` keeps the id of an open question for the case that this pilot dies and is started again.
     ``on_not_accepted``: the token may just have expired in an outage; only a heartbeat can tell, and renew it.
@@ -41,7 +41,11 @@ class Asker:
         on_unanswered: Callable[[], None],
         rng: random.Random,
         request_id: Optional[str],
+        key: str = "acquire",
+        ahead: bool = False,
     ) -> None:
+        self._key = key
+        self._ahead = ahead
         self._loop = loop
         self._server = server
         self._offer = offer
@@ -51,7 +55,7 @@ class Asker:
         self._on_unanswered = on_unanswered
         self._rng = rng
         self._request_id = request_id
-        self._lane = Lane("acquire")
+        self._lane = Lane(key)
         self._failures = 0
         self.busy = False
         """A question is on its way: its answer may bring a job."""
@@ -63,18 +67,18 @@ class Asker:
 
     def ask_now(self) -> None:
         """Ask, if there is something to offer; while the server is away, not before its time."""
-        if self.busy or (self._failures and self._loop.is_set(_KEY)):
+        if self.busy or (self._failures and self._loop.is_set(self._key)):
             return
-        self._loop.cancel(_KEY)
+        self._loop.cancel(self._key)
         self._ask()
 
     def ask_in(self, delay_s: float) -> None:
         """Ask after ``delay_s`` seconds or a little later."""
-        self._loop.after(_KEY, delay_s * self._rng.uniform(1.0, 1.0 + _SPREAD), self._ask)
+        self._loop.after(self._key, delay_s * self._rng.uniform(1.0, 1.0 + _SPREAD), self._ask)
 
     def stop(self) -> None:
         """Ask no more; an answer that is on its way is still handed on."""
-        self._loop.cancel(_KEY)
+        self._loop.cancel(self._key)
 
     def give_up(self) -> None:
         """Do not wait for the answer that is on its way any more."""
@@ -87,7 +91,7 @@ class Asker:
         offer, wait_s = offered
         self._request_id = self._request_id or secrets.token_hex(16)
         self.busy = True
-        request = AcquireRequest(request_id=self._request_id, offer=offer, max_jobs=1, wait_s=wait_s)
+        request = AcquireRequest(self._request_id, offer, max_jobs=1, wait_s=wait_s, ahead=self._ahead)
         ask(self._loop, self._lane, partial(self._put, request), self._answered, self._failed)
 
     def _put(self, request: AcquireRequest) -> AcquireReply:
@@ -112,5 +116,5 @@ class Asker:
         self._failures += 1
         delay_s = backoff_s(self._failures, self._rng)
         logger.warning("no answer to the question for jobs, again in %.1f s: %s", delay_s, error)
-        self._loop.after(_KEY, delay_s, self._ask)
+        self._loop.after(self._key, delay_s, self._ask)
         self._on_unanswered()

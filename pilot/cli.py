@@ -5,32 +5,33 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import signal
 import socket
 import sys
 from pathlib import Path
-from typing import NoReturn, Optional
+from typing import NoReturn, Optional, Union
 
 import click
 
 from common.cli import load_section
-from common.errors import PilotageError
+from common.errors import ErrorCode, PilotageError
 from common.log import UtcFormatter, setup_logging
 from common.tokens import read_secret_file
 from common.wire import PilotEnd, PilotRegistration
-from pilot.agent import Agent, ExitCode
+from pilot.agent import ExitCode
+from pilot.arenas import share_arenas
+from pilot.bundle.command import bundle
 from pilot.client import HttpServer, ServerError
 from pilot.config import PilotConfig, required
 from pilot.deliver import Delivery, courier
+from pilot.doctor import doctor
+from pilot.local.command import run_local
 from pilot.remove import remove
+from pilot.stopping import catch_signals
 from pilot.tails import TailHandler
 from pilot.workdir import WorkDir
 from pilot.workshop import Workshop, load_tools
 
 logger = logging.getLogger(__name__)
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGXCPU)
-"""All of them mean that the slot is being taken away, or will be soon."""
 
 
 @click.group(invoke_without_command=True)
@@ -62,6 +63,7 @@ def pilot(context: click.Context) -> None:
 @click.pass_context
 def run(context: click.Context, /, **options: object) -> None:
     """Run jobs until there are no more. Options win over the configuration's section [pilot]."""
+    share_arenas()
     config = load_section(context, PilotConfig, "pilot", options).value
     setup_logging(config.log_level)
     worker = required(config.worker, "worker", "--worker MARK")
@@ -72,18 +74,30 @@ def run(context: click.Context, /, **options: object) -> None:
     server = HttpServer(server_url, ca_file=config.ca_file, secret=secret)
     try:
         work_dir = WorkDir(Path(config.work_dir).expanduser())
-    except PilotageError as error:
+        log = logging.FileHandler(work_dir.log)
+        log.setFormatter(UtcFormatter())
+        logging.getLogger().addHandler(log)
+        workshop = Workshop(config, server_url, server, work_dir, dict(os.environ), tail.text, server.clock_ahead_s)
+        agent = workshop.agent(worker)
+    except (PilotageError, OSError) as error:
         report_failed_start(server, worker, config.node, error)
         raise
-    log = logging.FileHandler(work_dir.log)
-    log.setFormatter(UtcFormatter())
-    logging.getLogger().addHandler(log)
-    agent = Workshop(config, server_url, server, work_dir, dict(os.environ), tail.text).agent(worker)
     catch_signals(agent)
     code = agent.run()
     logger.info("pilot ends with exit code %d (%s)", code, code.name)
+    workshop.close()
+    server.close()
+    if config.remove_work_dir and not config.keep:
+        _remove(work_dir)
     work_dir.close()
     leave(code)
+
+
+def _remove(work_dir: WorkDir) -> None:
+    try:
+        work_dir.remove()
+    except (PilotageError, OSError) as error:
+        logger.warning("%s stays: %s", work_dir.root, error)
 
 
 @pilot.command("deliver")
@@ -99,7 +113,7 @@ def deliver_reports(context: click.Context, /, **options: Optional[str]) -> None
     setup_logging(config.log_level)
     work_dir = WorkDir(Path(config.work_dir).expanduser())
     try:
-        bearer = courier(work_dir.spool, config.ca_file, lambda: load_tools([]))
+        bearer = courier(work_dir.spool, config.ca_file, lambda: load_tools([], options=config.copytools))
         outcomes = {entry.job_id: bearer.deliver(entry) for entry in work_dir.spool.reports()}
         work_dir.spool.remove_idle_tokens()
     finally:
@@ -111,22 +125,20 @@ def deliver_reports(context: click.Context, /, **options: Optional[str]) -> None
 
 
 pilot.add_command(remove)
+pilot.add_command(doctor)
+pilot.add_command(run_local)
+pilot.add_command(bundle)
 
 
-def report_failed_start(server: HttpServer, worker: str, node: int, error: PilotageError) -> None:
+def report_failed_start(server: HttpServer, worker: str, node: int, error: Union[PilotageError, OSError]) -> None:
     """Tell the server why this pilot never began; best effort."""
     server.hurry()
     try:
         grant = server.register(PilotRegistration(worker, secrets.token_hex(16), socket.gethostname(), node))
-        server.end(grant.pilot_id, PilotEnd("the pilot could not start", int(error.code), str(error)))
+        code = error.code if isinstance(error, PilotageError) else ErrorCode.SETUP_FAILED
+        server.end(grant.pilot_id, PilotEnd(f"the pilot could not start: {error}"[:1000], int(code), str(error)))
     except ServerError as failed:
         logger.error("the server could not be told: %s", failed)
-
-
-def catch_signals(agent: Agent) -> None:
-    """Hand the batch system's signals to the agent. For the main thread."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, lambda received, _frame: agent.stop(signal.Signals(received).name))
 
 
 def leave(code: int) -> NoReturn:

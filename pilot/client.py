@@ -11,10 +11,13 @@ from common.http import BadReply, HttpClient, ProblemError, Unreachable
 from common.wire import (
     AcquireReply,
     AcquireRequest,
+    CredentialReply,
+    CredentialRequest,
     FinishReply,
     FinishRequest,
     HeartbeatReply,
     HeartbeatRequest,
+    PeekAnswer,
     PilotEnd,
     PilotGrant,
     PilotRegistration,
@@ -87,11 +90,17 @@ class Server(Protocol):
     def finish(self, job_id: int, request: FinishRequest) -> FinishReply:
         """Deliver the final report."""
 
+    def credentials(self, request: CredentialRequest) -> CredentialReply:
+        """Fetch a credential for a storage."""
+
     def sandbox(self, sha256: str) -> bytes:
         """The content of a sandbox that one of the pilot's jobs unpacks."""
 
     def keep_log(self, job_id: int, archive: bytes) -> None:
         """Have the server keep the log of a failed job."""
+
+    def answer_peek(self, job_id: int, peek_id: int, answer: PeekAnswer) -> None:
+        """Show a person what was asked for."""
 
     def end(self, pilot_id: int, request: PilotEnd) -> None:
         """Say farewell."""
@@ -113,6 +122,7 @@ class HttpServer:
         self, url: str, *, ca_file: Union[str, Path, None] = None, secret: str = "", token: Optional[str] = None
     ) -> None:
         self.token = token
+        self._pilot_id: Optional[int] = None
         self._call_s = CALL_S
         self._http = HttpClient(url, token=lambda: self.token, ca_file=ca_file, retries=0)
         self._registrar = HttpClient(url, token=lambda: secret, ca_file=ca_file, retries=0)
@@ -120,7 +130,7 @@ class HttpServer:
     def register(self, registration: PilotRegistration) -> PilotGrant:
         """``POST /v1/pilots``."""
         grant = self._call(self._registrar, "/v1/pilots", registration, PilotGrant)
-        self.token = grant.token
+        self.token, self._pilot_id = grant.token, grant.pilot_id
         return grant
 
     def acquire(self, request: AcquireRequest) -> AcquireReply:
@@ -145,6 +155,12 @@ class HttpServer:
         """``POST /v1/jobs/{id}:finish``."""
         return self._call(self._http, f"/v1/jobs/{job_id}:finish", request, FinishReply)
 
+    def credentials(self, request: CredentialRequest) -> CredentialReply:
+        """``POST /v1/pilots/{id}/credentials``."""
+        if self._pilot_id is None:
+            raise CallRefused(0, "this pilot is not registered")
+        return self._call(self._http, f"/v1/pilots/{self._pilot_id}/credentials", request, CredentialReply)
+
     def sandbox(self, sha256: str) -> bytes:
         """``GET /v1/sandboxes/{sha256}``."""
         call_s = self._call_s + TRANSFER_S
@@ -161,9 +177,18 @@ class HttpServer:
             )
         )
 
+    def answer_peek(self, job_id: int, peek_id: int, answer: PeekAnswer) -> None:
+        """``POST /v1/jobs/{id}/peeks/{peek_id}:answer``."""
+        self._call(self._http, f"/v1/jobs/{job_id}/peeks/{peek_id}:answer", answer, type(None))
+
     def end(self, pilot_id: int, request: PilotEnd) -> None:
         """``POST /v1/pilots/{id}:end``."""
         self._call(self._http, f"/v1/pilots/{pilot_id}:end", request, type(None))
+
+    def clock_ahead_s(self) -> Optional[float]:
+        """How far this machine's clock is ahead of the server's; None while it is not known."""
+        known = [http.clock_ahead_s for http in (self._http, self._registrar) if http.clock_ahead_s is not None]
+        return known[0] if known else None
 
     def hurry(self) -> None:
         """Calls from now on are given up after :data:`LAST_CALL_S`."""

@@ -7,6 +7,8 @@ The rules, in short:
 
 * The first failure is the job's; whatever happens later cannot change it.
 * A failed job uploads its log and nothing else; a log that cannot be uploaded fails no job.
+* A job that was claimed ahead fetches its input and then waits for its part of the slot; until it has one, it can be given
+  back as if nothing had happened.
 * The final report is spooled before it is delivered, and kept until the server has answered.
 * Only the server's word that the job is gone removes what was uploaded. While the report is on its way, nothing that
   a heartbeat says about the job counts: it may be older than the confirmation.
@@ -40,12 +42,14 @@ from pilot.jobstate import (
     Failure,
     FileAsked,
     Forget,
+    GiveBack,
     Gone,
     HandOut,
     Job,
     KillPayload,
     KillRequested,
     Measured,
+    PartGiven,
     PayloadOver,
     PayloadRuns,
     Phase,
@@ -106,7 +110,27 @@ def _staged_in(job: Job, event: StagedIn) -> Step:
     if event.fatal or not job.usable_units:
         failure = event.failure or Failure(ErrorCode.STAGE_IN_FAILED, "no unit of this job could be staged in")
         return _collect(_merged(job, failure))
-    return replace(job, phase=Phase.RUNNING), (StartPayload(job.usable_units),)
+    return _begin(replace(job, phase=Phase.STAGED))
+
+
+def _begin(job: Job) -> Step:
+    """Start the payload as soon as both are there: its input, and its part of the slot."""
+    if job.part is None:
+        return job, ()
+    return replace(job, phase=Phase.RUNNING), (StartPayload(job.usable_units, job.part),)
+
+
+def _part_given(job: Job, event: PartGiven) -> Step:
+    job = replace(job, part=event.part)
+    return _begin(job) if job.phase is Phase.STAGED else (job, ())
+
+
+def _give_back(job: Job, event: GiveBack) -> Step:
+    """Nothing was done with it but fetching its input: it ends without a log, and its units are ready again."""
+    if job.part is not None:
+        return job, ()
+    job, actions = _confirm(_merged(job, Failure(ErrorCode.GIVEN_BACK, event.reason, JobState.CLOSED)))
+    return job, (Abandon(), *actions)
 
 
 def _with_stage_in(job: Job, seconds: float, size: int) -> Metrics:
@@ -116,6 +140,8 @@ def _with_stage_in(job: Job, seconds: float, size: int) -> Metrics:
 
 def _stop_early(job: Job, event: Event) -> Step:
     """A stop before the payload runs: nothing to kill, and stage-in is not waited for."""
+    if job.part is None and isinstance(event, SlotTaken):
+        return _give_back(job, GiveBack(f"the pilot got {event.signal}"))
     job, actions = _collect(_merged(replace(job, hurry=isinstance(event, SlotTaken)), _stop_reason(event)))
     return job, (Abandon(), *actions)
 
@@ -154,9 +180,17 @@ def _merge_metrics(old: Metrics, measured: Metrics) -> Metrics:
         wall_s=max(old.wall_s, measured.wall_s),
         cpu_s=max(old.cpu_s, measured.cpu_s),
         max_rss_mb=max(old.max_rss_mb, measured.max_rss_mb),
+        max_pss_mb=max(old.max_pss_mb, measured.max_pss_mb),
+        max_swap_mb=max(old.max_swap_mb, measured.max_swap_mb),
+        read_bytes=max(old.read_bytes, measured.read_bytes),
+        written_bytes=max(old.written_bytes, measured.written_bytes),
         work_dir_mb=max(old.work_dir_mb, measured.work_dir_mb),
         processes=max(old.processes, measured.processes),
         leak_kb_s=measured.leak_kb_s or old.leak_kb_s,
+        events=max(old.events, measured.events),
+        energy_j=max(old.energy_j, measured.energy_j),
+        gpu_percent=measured.gpu_percent or old.gpu_percent,
+        gpu_memory_mb=max(old.gpu_memory_mb, measured.gpu_memory_mb),
     )
 
 
@@ -194,7 +228,7 @@ def _kill(job: Job, grace_s: float) -> Step:
 
 def _payload_over(job: Job, event: PayloadOver) -> Step:
     unanswered = tuple(HandOut(claim.request, None) for claim in job.claims)
-    job = _merged(replace(job, exit_code=event.exit_code, claims=()), event.failure)
+    job = _merged(replace(job, exit_code=event.exit_code, probe=event.probe, claims=()), event.failure)
     if job.forget:
         return _done(job, *unanswered)
     job, actions = _collect(job)
@@ -202,13 +236,18 @@ def _payload_over(job: Job, event: PayloadOver) -> Step:
 
 
 def _file_asked(job: Job, event: FileAsked) -> Step:
-    files = [unit for unit in job.usable_units if unit.file is not None]
-    left = next((unit for unit in files if unit.unit_id not in job.handed), None)
+    given_out = [unit for unit in job.usable_units if _can_be_handed(unit)]
+    left = next((unit for unit in given_out if unit.unit_id not in job.handed), None)
     if left is not None and not job.killing:
         return replace(job, handed=(*job.handed, left.unit_id)), (HandOut(event.request, left),)
-    if job.killing or not any(unit.file is not None for unit in job.units):
+    if job.killing or not any(_can_be_handed(unit) for unit in job.units):
         return job, (HandOut(event.request, None),)
     return _claim(job, event.request)
+
+
+def _can_be_handed(unit: AssignedUnit) -> bool:
+    """Whether get-file has something to say of a unit; of the task itself it has not."""
+    return unit.file is not None or unit.counter is not None
 
 
 def _claim(job: Job, request: str) -> Step:
@@ -392,12 +431,15 @@ def _done(job: Job, *before: Action) -> Step:
 
 
 _P = Phase
+_EARLY = (_P.ACQUIRED, _P.STAGING_IN, _P.STAGED)
 _Handler = Callable[[Job, Any], Step]
 _TABLE: Mapping[tuple[Phase, type], _Handler] = {
     (_P.ACQUIRED, Start): _start,
-    **{(phase, kind): _stop_early for phase in (_P.ACQUIRED, _P.STAGING_IN) for kind in (KillRequested, SlotTaken)},
-    **{(phase, kind): _drop for phase in (_P.ACQUIRED, _P.STAGING_IN, _P.COLLECTING, _P.RECORDING) for kind in (Forget, Gone)},
-    **{(phase, TimeIsUp): _time_is_up for phase in (_P.ACQUIRED, _P.STAGING_IN, _P.RUNNING, _P.COLLECTING, _P.RECORDING, _P.UPLOADING)},
+    **{(phase, kind): _stop_early for phase in _EARLY for kind in (KillRequested, SlotTaken)},
+    **{(phase, kind): _drop for phase in (*_EARLY, _P.COLLECTING, _P.RECORDING) for kind in (Forget, Gone)},
+    **{(phase, TimeIsUp): _time_is_up for phase in (*_EARLY, _P.RUNNING, _P.COLLECTING, _P.RECORDING, _P.UPLOADING)},
+    **{(phase, PartGiven): _part_given for phase in _EARLY},
+    **{(phase, GiveBack): _give_back for phase in _EARLY},
     (_P.STAGING_IN, StagedIn): _staged_in,
     (_P.STAGING_IN, Crashed): _stop_early,
     (_P.RUNNING, PayloadRuns): _payload_runs,

@@ -23,12 +23,14 @@ from pilot.jobstate import (
     HandOut,
     Job,
     KillPayload,
+    Measured,
     Phase,
     RetryLater,
     Start,
     new_job,
 )
 from pilot.loop import Lane, Lanes, Loop
+from pilot.slot import Part
 
 logger = logging.getLogger(__name__)
 
@@ -100,12 +102,13 @@ class Jobs:
         """Whether there is no job, and none to clean up after."""
         return not self._held and not self._cleaning
 
-    def take_up(self, assignment: Assignment) -> None:
-        """Begin a job; one that is held already goes on as it is."""
-        job = new_job(assignment)
-        if job.job_id in self._held:
-            logger.info("job %d: is held already", job.job_id)
-            return
+    def holds(self, job_id: int) -> bool:
+        """Whether a job of this number is there."""
+        return job_id in self._held
+
+    def take_up(self, assignment: Assignment, part: Optional[Part]) -> None:
+        """Begin a job that is not held yet; without a part of the slot it fetches its input and waits."""
+        job = new_job(assignment, part)
         work = self._make_work(assignment, self._poster(job.job_id))
         self._held[job.job_id] = _Held(job, work, self._lanes.take())
         logger.info("job %d: %s", job.job_id, job.phase.value)
@@ -202,9 +205,11 @@ class Jobs:
     def _seen(self, job_id: int, event: Optional[Event]) -> None:
         if event is not None:
             self.handle(job_id, event)
+        again_s = event.again_s if isinstance(event, Measured) else None
         held = self._held.get(job_id)
         if held is not None and held.job.phase is Phase.RUNNING:
-            self._loop.after(("watch", job_id), self._watch_s, partial(self._look, job_id))
+            wait_s = self._watch_s if again_s is None else again_s
+            self._loop.after(("watch", job_id), wait_s, partial(self._look, job_id))
 
 
 def guarded(job_id: int, action: Optional[Action], call: Callable[[], Optional[Event]]) -> Optional[Event]:

@@ -22,9 +22,11 @@ from common.wire import (
     OutputDestination,
     OutputRecord,
     OutputRole,
+    ProbeReport,
     UnitOutcome,
     UploadedOutput,
 )
+from pilot.slot import Part
 
 
 class Phase(str, Enum):
@@ -34,6 +36,8 @@ class Phase(str, Enum):
     """Claimed; nothing done yet."""
     STAGING_IN = "staging_in"
     """Input files are being fetched."""
+    STAGED = "staged"
+    """Input files are here; the payload waits for its part of the slot, which another job still has."""
     RUNNING = "running"
     """The payload runs, or is being killed."""
     COLLECTING = "collecting"
@@ -54,6 +58,7 @@ class Phase(str, Enum):
 REPORTED_AS: Mapping[Phase, JobState] = {
     Phase.ACQUIRED: JobState.SENT,
     Phase.STAGING_IN: JobState.STARTING,
+    Phase.STAGED: JobState.STARTING,
     Phase.RUNNING: JobState.RUNNING,
     Phase.COLLECTING: JobState.HOLDING,
     Phase.RECORDING: JobState.HOLDING,
@@ -98,13 +103,14 @@ class Claim:
 class Job:
     """A job's state. ``step`` makes new ones; nobody changes one.
 
-    ``units`` are all that were claimed, with those of get-file; ``outcomes`` those decided before the payload could
-    touch the unit; ``handed`` those that get-file gave out; ``processed`` those that the payload says it processed
+    ``part`` is what it has of the slot; None while it was claimed ahead and waits for one. ``units`` are all that were
+    claimed, with those of get-file; ``outcomes`` those decided before the payload could touch the unit; ``handed`` those that get-file gave out; ``processed`` those that the payload says it processed
     (None: it did not say). ``failure`` is the first that happened. ``forget``: end without a report. ``hurry``: the
     slot is being taken away. ``attempt`` counts how often the server could not be reached in this phase.
     """
 
     assignment: Assignment
+    part: Optional[Part] = None
     phase: Phase = Phase.ACQUIRED
     units: tuple[AssignedUnit, ...] = ()
     outcomes: Mapping[int, UnitOutcome] = field(default_factory=dict)
@@ -126,6 +132,7 @@ class Job:
     uploaded: tuple[UploadedOutput, ...] = ()
     report: Optional[FinishRequest] = None
     attempt: int = 0
+    probe: Optional[ProbeReport] = None
 
     @property
     def job_id(self) -> int:
@@ -134,8 +141,18 @@ class Job:
 
     @property
     def holds_slot(self) -> bool:
-        """Whether cores and memory are still taken (the payload has not ended)."""
-        return self.phase in (Phase.ACQUIRED, Phase.STAGING_IN, Phase.RUNNING)
+        """Whether it has cores and memory of the slot (its payload has not ended)."""
+        return self.part is not None and self.phase in _BEFORE_THE_END
+
+    @property
+    def waits(self) -> bool:
+        """Whether it was claimed ahead and waits for its part of the slot."""
+        return self.part is None and self.phase in _BEFORE_THE_END
+
+    @property
+    def reported(self) -> JobState:
+        """What the server is told: a job that was claimed ahead has not begun, and can be given back."""
+        return JobState.SENT if self.part is None else REPORTED_AS[self.phase]
 
     @property
     def usable_units(self) -> tuple[AssignedUnit, ...]:
@@ -143,9 +160,12 @@ class Job:
         return tuple(unit for unit in self.units if unit.unit_id not in self.outcomes)
 
 
-def new_job(assignment: Assignment) -> Job:
-    """The state of a job that was just acquired."""
-    return Job(assignment=assignment, units=tuple(assignment.units))
+_BEFORE_THE_END = (Phase.ACQUIRED, Phase.STAGING_IN, Phase.STAGED, Phase.RUNNING)
+
+
+def new_job(assignment: Assignment, part: Optional[Part]) -> Job:
+    """The state of a job that was just acquired; without a ``part`` of the slot it was claimed ahead."""
+    return Job(assignment=assignment, part=part, units=tuple(assignment.units))
 
 
 # ---------------------------------------------------------------- events
@@ -170,23 +190,39 @@ class StagedIn:
 
 
 @dataclass(frozen=True)
+class PartGiven:
+    """The job that this one waited for is over: here is its part of the slot."""
+
+    part: Part
+
+
+@dataclass(frozen=True)
+class GiveBack:
+    """A job that was claimed ahead will not get its part in time, or not at all."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class PayloadRuns:
     """The payload's process exists."""
 
 
 @dataclass(frozen=True)
 class PayloadOver:
-    """No process of the payload is left. ``failure`` is None for exit code 0."""
+    """No process of the payload is left. ``failure`` is None for exit code 0; ``probe`` is what a probe job found."""
 
     exit_code: Optional[int] = None
     failure: Optional[Failure] = None
+    probe: Optional[ProbeReport] = None
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The watcher looked at the payload."""
+    """The watcher looked at the payload; ``again_s`` is when to look again (None: after the usual time)."""
 
     metrics: Metrics
+    again_s: Optional[float] = None
 
 
 @dataclass(frozen=True)
@@ -316,6 +352,8 @@ class Crashed:
 Event = Union[
     Start,
     StagedIn,
+    PartGiven,
+    GiveBack,
     PayloadRuns,
     PayloadOver,
     Measured,
@@ -349,9 +387,10 @@ class StageIn:
 
 @dataclass(frozen=True)
 class StartPayload:
-    """Start the payload on these units."""
+    """Start the payload on these units, in this part of the slot."""
 
     units: tuple[AssignedUnit, ...]
+    part: Part
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ def final_report(job: Job) -> FinishRequest:
         metrics=job.metrics,
         log_tail=job.log_tail[-_LOG_TAIL_LIMIT:],
         asked=len(job.handed),
+        probe=job.probe if failure is None else None,
     )
 
 

@@ -32,7 +32,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,12 +41,14 @@ from typing import Optional, Union
 from common.checksums import file_checksum
 from common.errors import ErrorCode, PilotageError
 from common.quantities import format_size
+from common.wire import Activity
 from pilot.copytool import Copytool, TransferOutcome, TransferRequest, transfer_timeout
 from pilot.copytool.base import Direction, local_error, make_local_folder, open_output, safe_url
 from pilot.staging_names import local_names
 from pilot.staging_rounds import LOCAL, Backoff, BadReplica, Candidate, Rounds, Toolbox, Trail
 
 __all__ = [
+    "Activity",
     "Backoff",
     "BadReplica",
     "Destination",
@@ -70,11 +72,13 @@ MISSING = frozenset({ErrorCode.NO_SUCH_FILE, ErrorCode.MISSING_INPUT})
 
 @dataclass(frozen=True)
 class Replica:
-    """A copy of an input file: its storage's name, its URL and its distance (0 same site … 100 far)."""
+    """A copy of an input file: its storage's name, its URL and its distance (0 same site … 100 far); ``activity`` as it
+    is for the order of copytools."""
 
     storage: str
     url: str
     distance: int = 0
+    activity: Optional[Activity] = None
 
 
 @dataclass(frozen=True)
@@ -89,10 +93,11 @@ class InputFile:
 
 @dataclass(frozen=True)
 class Destination:
-    """A place for an output file: the storage's name and the file's URL there."""
+    """A place for an output file: the storage's name and the file's URL there; ``activity`` as for a replica."""
 
     storage: str
     url: str
+    activity: Optional[Activity] = None
 
 
 @dataclass(frozen=True)
@@ -146,7 +151,8 @@ class StageOutResult:
 class _Client:
     """What both directions share.
 
-    ``copytools`` are names, or tools made with options, in order of choice. ``max_parallel`` files are transferred
+    ``copytools`` are names, or tools made with options, in order of choice; for an activity that is among the keys of
+    ``order`` only those that it names, in its order. ``max_parallel`` files are transferred
     at a time. Each place is tried up to ``attempts_per_replica`` times, with ``backoff`` between the rounds, all within
     ``deadline_s`` seconds from the call. ``cancel`` ends everything within seconds. ``clock`` gives monotonic seconds.
 
@@ -157,6 +163,7 @@ class _Client:
         self,
         copytools: Sequence[Union[str, Copytool]],
         *,
+        order: Optional[Mapping[Activity, Sequence[str]]] = None,
         max_parallel: int = 4,
         cancel: Optional[threading.Event] = None,
         attempts_per_replica: int = 2,
@@ -167,6 +174,7 @@ class _Client:
         if max_parallel < 1 or attempts_per_replica < 1:
             raise ValueError(f"max_parallel and attempts are {max_parallel}, {attempts_per_replica}: give 1 or more")
         self._tools = Toolbox(copytools)
+        self._order = dict(order or {})
         self._max_parallel = max_parallel
         self._cancel = cancel or threading.Event()
         self._attempts = attempts_per_replica
@@ -183,7 +191,7 @@ class _Client:
         problems: list[PilotageError] = []
         for place in places:
             try:
-                tools = self._tools.for_url(place.url)
+                tools = self._tools.for_url(place.url, self._order.get(place.activity) if place.activity else None)
             except PilotageError as error:
                 problems.append(error)
                 continue

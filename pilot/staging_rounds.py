@@ -47,6 +47,7 @@ TRANSIENT = frozenset(
         ErrorCode.STAGE_OUT_TIMEOUT,
         ErrorCode.SERVICE_UNAVAILABLE,
         ErrorCode.NETWORK_UNREACHABLE,
+        ErrorCode.COMMUNICATION_FAILED,  # with our own server, which gives credentials
         ErrorCode.PUT_ADLER32_MISMATCH,
         ErrorCode.PUT_MD5_MISMATCH,
     }
@@ -93,15 +94,16 @@ class Toolbox:
     def __str__(self) -> str:
         return ", ".join(tool.name for tool in self._tools)
 
-    def for_url(self, url: str) -> list[Copytool]:
-        """Give the tools that speak a URL's scheme, none when there is none.
+    def for_url(self, url: str, names: Optional[Sequence[str]] = None) -> list[Copytool]:
+        """Give the tools that speak a URL's scheme, none when there is none; of ``names`` only, in their order.
 
         Raises ``MIDDLEWARE_IMPORT_FAILED`` when there are some, but none can be loaded.
         """
         scheme = url_scheme(url)
         found: list[Copytool] = []
         broken: Optional[PilotageError] = None
-        for tool in self._tools:
+        tools = self._tools if names is None else [each for name in names for each in self._tools if each.name == name]
+        for tool in tools:
             if scheme not in tool.schemes:
                 continue
             ready = tool if isinstance(tool, Copytool) else self._load(self._names[tool])

@@ -16,9 +16,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Optional, Protocol, Union
 
 from common.errors import SIGNAL_ERRORS, ErrorCode, PilotageError
+from pilot.guard import Guard
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +35,40 @@ _LEFTOVER_WAIT_S = 0.1
 
 
 @dataclass(frozen=True)
+class Around:
+    """A process around the payload: ``when`` is ``before``, ``beside`` or ``after``; ``error`` what its failure means for
+    the job (None: nothing); ``timeout_s`` how long it may run (0: as long as it takes)."""
+
+    label: str
+    when: str
+    argv: list[str]
+    stdout: Path
+    stderr: Path
+    timeout_s: float = 0.0
+    error: Optional[ErrorCode] = None
+
+
+class RunsAs(Protocol):
+    """Another user that a payload runs as (:class:`pilot.accounts.Account`)."""
+
+    @property
+    def uid(self) -> int: ...
+
+    @property
+    def gid(self) -> int: ...
+
+    @property
+    def groups(self) -> tuple[int, ...]: ...
+
+    def give_back(self) -> None:
+        """Called once, when no process of the payload is left, before anybody is told of its end."""
+
+
+@dataclass(frozen=True)
 class PayloadSpec:
-    """What to execute: ``argv`` with the whole environment ``env``, in ``cwd``, its output appended to two files."""
+    """What to execute: ``argv`` with the whole environment ``env``, in ``cwd``, its output appended to two files, and the
+    processes ``around`` it, in the same environment; those after it find its exit code in ``exit_code_as``. ``account``: run it as that user; it is given
+    back at the end, also when the payload could not be started."""
 
     argv: list[str]
     cwd: Path
@@ -44,6 +77,9 @@ class PayloadSpec:
     env: dict[str, str] = field(default_factory=dict)
     umask: int = 0o022
     nice: int = 0
+    around: tuple[Around, ...] = ()
+    exit_code_as: str = "PILOTAGE_EXIT_CODE"
+    account: Optional[RunsAs] = None
 
 
 @dataclass(frozen=True)
@@ -54,10 +90,31 @@ class PayloadStarted:
 
 
 @dataclass(frozen=True)
+class SideEnd:
+    """How a process around the payload ended; ``problem`` is why it could not be started."""
+
+    label: str
+    exit_code: Optional[int] = None
+    signal: Optional[str] = None
+    timed_out: bool = False
+    failed: bool = False
+    problem: Optional[str] = None
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        if self.problem is not None:
+            return f"could not be started: {self.problem}"
+        how = f"was ended by {self.signal}" if self.signal else f"ended with exit code {self.exit_code}"
+        return f"ran out of its time and {how}" if self.timed_out else how
+
+
+@dataclass(frozen=True)
 class PayloadEnd:
     """How a payload ended, all its processes included.
 
-    ``exit_code`` or ``signal`` (name) of the main process, one of them None; ``killed`` is the reason given to
+    ``exit_code`` or ``signal`` (name) of the main process, one of them None (both, if a process before it failed);
+    ``core``: it dumped core; ``sides``: how those around it ended; ``killed`` is the reason given to
     :meth:`SupervisedProcess.kill`, if it was killed before it ended by itself. ``wall_s`` of the main process,
     ``cpu_s`` of the whole tree (without processes that the kernel could not account), ``max_rss_kb`` of the largest
     single process (never less than the supervisor's own at the fork), ``left_behind`` the processes that outlived
@@ -74,6 +131,8 @@ class PayloadEnd:
     left_behind: int = 0
     error: Optional[ErrorCode] = None
     detail: str = ""
+    core: bool = False
+    sides: tuple[SideEnd, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -92,10 +151,18 @@ class SupervisedProcess:
     """
 
     def __init__(
-        self, process: subprocess.Popen[bytes], mark: str, on_event: Optional[Callable[[PayloadEvent], None]]
+        self,
+        process: subprocess.Popen[bytes],
+        mark: str,
+        spec: PayloadSpec,
+        guard: Guard,
+        on_event: Optional[Callable[[PayloadEvent], None]],
     ) -> None:
         self._process = process
         self._mark = mark
+        self._around = spec.around
+        self._account = spec.account
+        self._guard = guard
         self._on_event = on_event
         self._began = time.monotonic()
         self._control = threading.Lock()
@@ -109,17 +176,23 @@ class SupervisedProcess:
         """Starts supervisor and payload; returns at once. Raises PilotageError (SETUP_FAILED)."""
         mark = spec.env.get(MARK) or secrets.token_hex(16)
         try:
+            guard = Guard.open()
+        except OSError as error:
+            raise _not_started(spec, error) from error
+        try:
             process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-X", "utf8", str(SUPERVISOR)],
+                [sys.executable, "-I", "-S", "-X", "utf8", str(SUPERVISOR), str(guard.descriptor)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 cwd="/",
                 env={name: os.environ[name] for name in _SUPERVISOR_ENVIRONMENT if name in os.environ},
                 start_new_session=True,
+                pass_fds=(guard.descriptor,),
             )
         except OSError as error:
-            raise PilotageError(ErrorCode.SETUP_FAILED, f"cannot start the supervisor: {error}") from error
-        self = cls(process, mark, on_event)
+            guard.close()
+            raise _not_started(spec, error) from error
+        self = cls(process, mark, spec, guard, on_event)
         self._say(
             {
                 "argv": spec.argv,
@@ -129,6 +202,9 @@ class SupervisedProcess:
                 "stderr": str(spec.stderr),
                 "umask": spec.umask,
                 "nice": spec.nice,
+                "user": None if spec.account is None else _user(spec.account),
+                "exit_code_as": spec.exit_code_as,
+                "around": [_said(around) for around in spec.around],
             }
         )
         threading.Thread(target=self._read, name=f"supervised-{process.pid}", daemon=True).start()
@@ -199,10 +275,12 @@ class SupervisedProcess:
                 message = json.loads(line)
                 if "started" in message:
                     self._pid = message["started"]["pid"]
-                    self._started.set()
-                    self._tell(PayloadStarted(message["started"]["pid"]))
+                    if not self._started.is_set():
+                        self._started.set()
+                        self._tell(PayloadStarted(message["started"]["pid"]))
+                        self._start_guard()
                 elif "ended" in message:
-                    end = _end_of(message["ended"])
+                    end = _end_of(message["ended"], self._around)
                 elif "failed" in message:
                     end = _failure(message["failed"])
         self._process.wait()
@@ -211,6 +289,9 @@ class SupervisedProcess:
                 self._process.stdin.close()
         if end is None:
             end = self._supervisor_died()
+        self._guard.close()
+        if self._account is not None:
+            self._account.give_back()
         self._end = end
         self._started.set()
         self._ended.set()
@@ -219,6 +300,13 @@ class SupervisedProcess:
     def _tell(self, event: PayloadEvent) -> None:
         if self._on_event is not None:
             self._on_event(event)
+
+    def _start_guard(self) -> None:
+        """Now, not before the payload, which would begin later for it."""
+        try:
+            self._guard.start(self._process.pid, f"{MARK}={self._mark}")
+        except OSError as error:
+            logger.warning("nobody guards the payload should pilot and supervisor be killed at once: %s", error)
 
     def _supervisor_died(self) -> PayloadEnd:
         killed = kill_leftovers(self._process.pid, self._mark, self._pid)
@@ -230,16 +318,55 @@ class SupervisedProcess:
         return PayloadEnd(wall_s=wall_s, left_behind=killed, error=ErrorCode.SUPERVISOR_DIED, detail=detail)
 
 
-def _end_of(ended: dict[str, Any]) -> PayloadEnd:
-    error: Optional[ErrorCode] = None
-    detail = ""
+def _not_started(spec: PayloadSpec, error: OSError) -> PilotageError:
+    if spec.account is not None:
+        spec.account.give_back()
+    return PilotageError(ErrorCode.SETUP_FAILED, f"cannot start the supervisor: {error}")
+
+
+def _user(account: RunsAs) -> dict[str, Any]:
+    return {"uid": account.uid, "gid": account.gid, "groups": list(account.groups)}
+
+
+def _said(around: Around) -> dict[str, Any]:
+    """A process around the payload as the supervisor is told of it."""
+    return {
+        "label": around.label,
+        "when": around.when,
+        "argv": around.argv,
+        "stdout": str(around.stdout),
+        "stderr": str(around.stderr),
+        "timeout_s": around.timeout_s,
+        "vital": around.error is not None,
+    }
+
+
+def _end_of(ended: dict[str, Any], around: tuple[Around, ...]) -> PayloadEnd:
+    """What the end means: a failure before or beside the payload comes first, then its own, then one after it."""
+    sides = tuple(SideEnd(**side) for side in ended.pop("sides", ()))
+    said = {side.label: side for side in around}
+    early: Optional[tuple[ErrorCode, str]] = None
+    late: Optional[tuple[ErrorCode, str]] = None
+    for side in sides:
+        code = said[side.label].error
+        if code is not None and side.failed:
+            if said[side.label].when == "after":
+                late = late or (code, f"the process {side.label} {side.words}")
+            else:
+                early = early or (code, f"the process {side.label} {side.words}")
+    error, detail = early or _own_end(ended) or late or (None, "")
+    return PayloadEnd(**ended, error=error, detail=detail, sides=sides)
+
+
+def _own_end(ended: dict[str, Any]) -> Optional[tuple[ErrorCode, str]]:
     if ended["signal"] is not None:
-        error = SIGNAL_ERRORS.get(ended["signal"], ErrorCode.KILL_SIGNAL)
-        detail = f"the payload was ended by {ended['signal']}"
-    elif ended["exit_code"] != 0:
-        error = ErrorCode.PAYLOAD_FAILED
-        detail = f"the payload ended with exit code {ended['exit_code']}"
-    return PayloadEnd(**ended, error=error, detail=detail)
+        name = ended["signal"]
+        return SIGNAL_ERRORS.get(name, ErrorCode.KILL_SIGNAL), f"the payload was ended by {name}"
+    if ended["exit_code"] is None:
+        return ErrorCode.PAYLOAD_FAILED, "the payload was stopped before it began"
+    if ended["exit_code"] != 0:
+        return ErrorCode.PAYLOAD_FAILED, f"the payload ended with exit code {ended['exit_code']}"
+    return None
 
 
 def _failure(failed: dict[str, Any]) -> PayloadEnd:

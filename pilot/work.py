@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tarfile
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -12,14 +13,29 @@ from pathlib import Path
 from typing import Any, Optional, TypeVar
 
 from common.clock import Clock
+from common.counters import STORAGE as COUNTERS
+from common.counters import counter_did, counter_pfn
 from common.errors import ErrorCode, PilotageError
 from common.states import JobState
-from common.wire import AssignedUnit, Assignment, RecordRequest, UnitOutcome, UnitsAcquireRequest
+from common.wire import (
+    AssignedUnit,
+    Assignment,
+    OutputDestination,
+    OutputRecord,
+    RecordRequest,
+    UnitOutcome,
+    UnitsAcquireRequest,
+)
+from pilot.accounts import Account, Accounts
 from pilot.agent import Session
 from pilot.client import CallRefused, JobGone, NotAccepted, ServerAway, ServerError
 from pilot.config import PilotConfig
-from pilot.container import ContainerSettings, find_apptainer
+from pilot.container import ContainerSettings
+from pilot.container.jobs import job_container
 from pilot.copytool import Copytool
+from pilot.copytool.base import safe_url
+from pilot.debug import Debugger, Sight
+from pilot.defining import Given, define_payload, payload_bounds
 from pilot.jobstate import (
     Action,
     ClaimUnit,
@@ -34,7 +50,7 @@ from pilot.jobstate import (
     HandOut,
     KillPayload,
     PayloadOver,
-    ProducedFile,
+    PayloadRuns,
     Record,
     Recorded,
     Refused,
@@ -49,25 +65,25 @@ from pilot.jobstate import (
     Unspool,
     Upload,
 )
-from pilot.logs import make_log_archive
-from pilot.outputs import collect_outputs
+from pilot.logs import light_log
 from pilot.payload import (
     GetFileReply,
-    InputFile,
     JobFolder,
     PayloadDefinition,
-    PayloadUnit,
     prepare_payload,
-    read_processed,
 )
-from pilot.payload.processed import DID_LISTS, PFN_LISTS
+from pilot.payload.transformation import Transformations
+from pilot.plugins import PayloadPlugin, PluginCalls, PluginJob, make_plugin
+from pilot.probing import Ground, Probing
+from pilot.results import Inputs, Results
 from pilot.running import Rules, Running
 from pilot.sandbox import NOTHING, Unpacked, unpack
 from pilot.slot import Part, beside
 from pilot.spool import SpooledReport
-from pilot.tails import file_tail
-from pilot.transfers import Fetched, Transfers, log_record, output_record
-from pilot.watch import JobLimits
+from pilot.supervised import SupervisedProcess
+from pilot.transfers import Fetched, JobCredentials, Transfers, tool_order
+from pilot.watch import Watch
+from pilot.watch.processes import ProcessSeen
 from pilot.workdir import WorkDir
 
 logger = logging.getLogger(__name__)
@@ -77,7 +93,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Means:
-    """What the jobs of a pilot work with. ``environ`` is the pilot's own environment; ``server_url`` goes into the spool."""
+    """What the jobs of a pilot work with. ``environ`` is the pilot's own environment; ``server_url`` goes into the spool;
+    all their payloads are watched by one ``watch``, and shown to people by one ``debugger``."""
 
     config: PilotConfig
     server_url: str
@@ -85,29 +102,40 @@ class Means:
     tools: Sequence[Copytool]
     environ: Mapping[str, str]
     clock: Clock
+    watch: Watch
+    debugger: Debugger
+    accounts: Optional[Accounts] = None
+    credentials: Optional[JobCredentials] = None
 
 
 class Work:
     """The work of one job. ``perform`` and ``look`` run on lanes; the rest may be called from any thread."""
 
-    def __init__(
-        self, means: Means, session: Session, assignment: Assignment, part: Part, post: Callable[[Event], None]
-    ) -> None:
+    def __init__(self, means: Means, session: Session, assignment: Assignment, post: Callable[[Event], None]) -> None:
         self._means = means
         self._session = session
         self._assignment = assignment
-        self._part = part
         self._post = post
-        self._transfers = Transfers(means.tools)
+        self._transfers = Transfers(
+            means.tools, means.credentials, assignment.job_id, self._slot_left_s, tool_order(session.grant.queue)
+        )
         self._folder: Optional[JobFolder] = None
         self._running: Optional[Running] = None
         self._kill: Optional[KillPayload] = None
+        self._pull: Optional[SupervisedProcess] = None
+        self._container: Optional[ContainerSettings] = None
+        self._account: Optional[Account] = None
         self._lock = threading.Lock()
         self._paths: dict[str, Path] = {}
+        self._direct: dict[str, str] = {}
         self._storages: dict[str, str] = {}
+        self._payload_credentials: dict[str, str] = {}
         self._units: dict[int, AssignedUnit] = {unit.unit_id: unit for unit in assignment.units}
         self._notes: list[str] = []
         self._unpacked = NOTHING
+        self._program: Optional[Path] = None
+        self._plugin: Optional[PluginCalls] = None
+        self._results: Optional[Results] = None
         self._does: dict[type, Callable[[Any], Optional[Event]]] = {
             StageIn: self._stage_in,
             StartPayload: self._start_payload,
@@ -121,6 +149,9 @@ class Work:
             Unspool: self._unspool,
             Cleanup: self._cleanup,
         }
+        self._probing: Optional[Probing] = None
+        if assignment.probe is not None:
+            self._does.update({StageIn: self._make_probe, StartPayload: self._probe, Collect: self._probe_over})
 
     def perform(self, action: Action) -> Optional[Event]:
         """Carry out an action that takes time; the event that it leads to."""
@@ -132,6 +163,10 @@ class Work:
             running = self._running
             if isinstance(action, KillPayload):
                 self._kill = action
+                if self._pull is not None:
+                    self._pull.kill(action.why, 0)
+                if self._probing is not None:
+                    self._probing.kill()
         if running is None:
             return
         if isinstance(action, KillPayload):
@@ -145,24 +180,95 @@ class Work:
         return running.look() if running is not None else None
 
     def cancel(self) -> None:
-        """Give up transfers that are under way."""
+        """Give up transfers and pulls that are under way."""
         self._transfers.cancel()
+        with self._lock:
+            if self._pull is not None:
+                self._pull.kill("cancelled", 0)
+            if self._probing is not None:
+                self._probing.kill()
+
+    # ------------------------------------------------------------ a probe, which has no payload
+
+    def _make_probe(self, _action: StageIn) -> Event:
+        order, means = self._assignment.probe, self._means
+        assert order is not None
+        try:
+            folder = self._folder = JobFolder.create(means.work_dir.jobs, str(self._assignment.job_id))
+        except PilotageError as error:
+            return StagedIn(failure=Failure(error.code, error.detail), fatal=True)
+        queue = self._session.grant.queue
+        ground = Ground(
+            means.config,
+            means.server_url,
+            queue,
+            means.environ,
+            folder.work,
+            self._assignment.job_id,
+            means.tools,
+            tool_order(queue),
+            means.credentials,
+        )
+        with self._lock:
+            self._probing = Probing(order, ground, self._note)
+        return StagedIn()
+
+    def _probe(self, _action: StartPayload) -> Event:
+        probing = self._probing
+        assert probing is not None
+        self._post(PayloadRuns())
+        report = probing.run()
+        with self._lock:
+            killed = self._kill
+        if killed is not None:
+            return PayloadOver(failure=Failure(ErrorCode.KILL_SIGNAL, f"the probe was killed: {killed.why}"))
+        return PayloadOver(exit_code=0, probe=report)
+
+    def _probe_over(self, _action: Collect) -> Event:
+        """A probe has neither outputs nor a log archive: what it found is in its report, a log might have nowhere to go."""
+        return Collected(log_tail="".join(f"{line}\n" for line in self._notes))
 
     # ------------------------------------------------------------ input and payload
 
     def _stage_in(self, _action: StageIn) -> Event:
-        self._folder = JobFolder.create(self._means.work_dir.jobs, str(self._assignment.job_id))
+        folder = self._folder = JobFolder.create(self._means.work_dir.jobs, str(self._assignment.job_id))
+        secrets = tuple(self._assignment.secrets.values())
+        self._means.debugger.show(self._assignment.job_id, Sight(folder, self._processes, secrets))
         try:
-            self._unpacked = self._unpack_sandbox(self._folder)
+            plugin = self._plugin = self._ask_plugin(folder)
+            wanted = plugin.inputs(beside(self._assignment))
+            self._unpacked = self._unpack_sandbox(folder)
+            self._program = self._fetch_program()
+            # With the input, so that no core waits for an image.
+            self._container = self._find_container(folder)
         except PilotageError as error:
-            self._note(f"sandbox: {error}")
+            self._note(f"{error}")
             return StagedIn(failure=Failure(error.code, error.detail), fatal=True)
-        fetched = self._fetched(
-            self._transfers.fetch(self._assignment.units, beside(self._assignment), self._folder.work)
-        )
+        units = self._copied(folder, self._assignment.units, self._assignment.remote_io)
+        fetched = self._fetched(self._transfers.fetch(units, wanted, folder.work))
         return StagedIn(
             fetched.outcomes, fetched.bad_replicas, fetched.failure, fetched.fatal, fetched.seconds, fetched.size
         )
+
+    def _ask_plugin(self, folder: JobFolder) -> PluginCalls:
+        """The experiment's plug-in, which accepts this job. Raises PilotageError."""
+        queue = self._session.grant.queue
+        job = PluginJob(self._assignment, queue, folder.work, self._note)
+        # Should the plug-in itself fail, the job's log is made without one.
+        self._results = Results(job, folder, PluginCalls(job, PayloadPlugin()))
+        plugin = PluginCalls(job, make_plugin(self._assignment.plugin or queue.plugin))
+        self._results = Results(job, folder, plugin)
+        plugin.validate()
+        return plugin
+
+    def _fetch_program(self) -> Optional[Path]:
+        program = self._assignment.transformation
+        if program is None:
+            return None
+        mark = str(self._session.grant.pilot_id)
+        path = Transformations(self._means.work_dir.root / "transformations", mark).fetch(program)
+        self._note(f"transformation {safe_url(program.url)} is fetched")
+        return path
 
     def _unpack_sandbox(self, folder: JobFolder) -> Unpacked:
         """Before any input comes, so that no name in the archive takes an input's place. Raises PilotageError."""
@@ -177,6 +283,29 @@ class Work:
         self._note(f"sandbox {wanted.sha256[:12]} of {wanted.size} bytes is unpacked")
         return unpacked
 
+    def _copied(self, folder: JobFolder, units: Sequence[AssignedUnit], remote_io: bool) -> Sequence[AssignedUnit]:
+        """Have the payload read what it may where it lies; the units that are copied for it all the same."""
+        if not remote_io:
+            return units
+        direct = self._transfers.read_directly(units, folder.credential)
+        self._direct.update(direct.places)
+        self._storages.update(direct.storages)
+        self._payload_credentials.update(direct.environment)
+        for did, place in direct.places.items():
+            self._note(f"input {did} is read from {direct.storages[did]} directly: {place}")
+        if direct.problem:
+            self._note(f"direct reading: {direct.problem}")
+        return [unit for unit in units if unit.file is None or unit.file.did not in direct.places]
+
+    def _place(self, did: str) -> str:
+        """What the payload opens for an input."""
+        return self._direct.get(did) or str(self._paths[did])
+
+    def _slot_left_s(self) -> Optional[float]:
+        """How long transfers of this job may be tried: what is kept at the slot's end is for them."""
+        left_s = self._session.wall_left_s()
+        return None if left_s is None else left_s + self._means.config.end_margin_s
+
     def _fetched(self, fetched: Fetched) -> Fetched:
         self._paths.update(fetched.paths)
         self._storages.update(fetched.storages)
@@ -187,22 +316,27 @@ class Work:
         return fetched
 
     def _start_payload(self, action: StartPayload) -> Optional[Event]:
-        assert self._folder is not None
-        assignment = self._assignment
+        assert self._folder is not None and self._results is not None
         try:
-            container = self._container() if assignment.image is not None else None
-            spec = prepare_payload(self._folder, self._definition(action.units), self._means.environ, container)
+            definition = self._definition(action.units, action.part)
+            spec = prepare_payload(self._folder, definition, self._means.environ, self._container)
             with self._lock:
                 if self._kill is not None:
                     return PayloadOver(failure=Failure(ErrorCode.KILL_SIGNAL, "killed before it started"))
                 running = Running(
                     self._folder,
-                    Rules(self._limits(), self._means.config.memory_grace_s, assignment.image is not None),
+                    replace(self._rules(action.part), credentials=self._payload_credentials or self._means.environ),
                     self._means.clock,
                     self._post,
                     self._describe,
                     self._session.wall_left_s,
+                    self._means.watch,
+                    self._note,
+                    self._results.why,
                 )
+                if self._means.accounts is not None:
+                    self._account = self._means.accounts.borrow(self._folder)
+                    spec = replace(spec, account=self._account)
                 running.start(spec)
                 self._running = running
         except PilotageError as error:
@@ -210,89 +344,68 @@ class Work:
             return PayloadOver(failure=Failure(error.code, error.detail))
         return None
 
-    def _container(self) -> ContainerSettings:
-        config, environ = self._means.config, self._means.environ
-        return ContainerSettings(
-            binary=find_apptainer(
-                configured=config.apptainer, **({"path": environ["PATH"]} if "PATH" in environ else {})
-            ),
-            binds=tuple(self._session.grant.queue.container_binds),
-            cache_dir=Path(config.image_cache) if config.image_cache else None,
-        )
+    def _find_container(self, folder: JobFolder) -> Optional[ContainerSettings]:
+        """The job's image, pulled if it has to be. Raises PilotageError."""
+        means, image = self._means, self._assignment.image
+        if image is None:
+            return None
+        binds = self._session.grant.queue.container_binds
+        return job_container(means.config, means.work_dir.root, means.environ, binds, image, folder, self._pulls)
 
-    def _definition(self, units: Sequence[AssignedUnit]) -> PayloadDefinition:
-        assignment, requirements = self._assignment, self._assignment.requirements
-        files = {unit.file.did: unit.file for unit in units if unit.file is not None}.values()
-        return PayloadDefinition(
-            job_id=str(assignment.job_id),
-            task_id=str(assignment.task_id),
-            jobscript=assignment.jobscript,
-            command=assignment.command,
-            image=assignment.image,
-            environment=assignment.environment,
-            inputs=[InputFile(file.did, str(self._paths[file.did])) for file in files],
-            counters=[unit.counter for unit in units if unit.counter is not None],
-            units=[self._payload_unit(unit) for unit in units],
-            secondary={
-                name: [str(self._paths[file.did]) for file in files] for name, files in assignment.secondary.items()
-            },
-            cores=requirements.cores,
-            memory_mb=requirements.memory_mb,
-            wall_s=requirements.wall_s,
-            gpus=[gpu.uuid for gpu in self._part.gpus if gpu.uuid],
-            gpu_vendor=self._part.gpus[0].vendor if self._part.gpus else None,
-            workflow_id=str(assignment.workflow_id),
-            stage=assignment.stage,
-            scope=assignment.scope,
+    def _pulls(self, process: SupervisedProcess) -> None:
+        """An image is being pulled: so that a job that is killed does not wait for it."""
+        with self._lock:
+            self._pull = process
+            if self._kill is not None:
+                process.kill(self._kill.why, 0)
+
+    def _definition(self, units: Sequence[AssignedUnit], part: Part) -> PayloadDefinition:
+        assert self._plugin is not None
+        given = Given(
+            part=part,
             site=self._session.grant.queue.site,
-            started_at=datetime.fromtimestamp(self._means.clock.now(), timezone.utc),
-            secrets=assignment.secrets,
+            now=self._means.clock.now(),
+            place=self._place,
+            paths=self._paths,
+            program=self._program,
+            credentials=self._payload_credentials,
         )
+        return define_payload(self._assignment, units, self._plugin, given)
 
-    def _payload_unit(self, unit: AssignedUnit) -> PayloadUnit:
-        file = unit.file
-        return PayloadUnit(
-            unit.unit_id,
-            did=None if file is None else file.did,
-            path=None if file is None else str(self._paths[file.did]),
-            first_event=unit.first_event,
-            events=unit.events,
-            counter=unit.counter,
-            attributes={} if file is None else file.attributes,
-        )
-
-    def _limits(self) -> JobLimits:
-        config, requirements = self._means.config, self._assignment.requirements
-        memory_mb = int(requirements.memory_mb * config.memory_factor)
-        return JobLimits(
-            memory_mb=memory_mb or None,
-            disk_mb=self._part.disk_mb if requirements.disk_mb else None,
-            stdout_mb=config.stdout_limit_mb or None,
-            wall_s=self._session.wall_left_s(),
+    def _rules(self, part: Part) -> Rules:
+        assert self._plugin is not None
+        limits = self._session.grant.queue.limits
+        return payload_bounds(
+            self._assignment.requirements, limits, self._means.config, part, self._plugin, self._session.wall_left_s()
         )
 
     def _describe(self, unit: AssignedUnit) -> GetFileReply:
         """What get-file answers for a unit, on one of its threads."""
-        assert unit.file is not None
+        if unit.file is None:
+            assert unit.counter is not None
+            did = counter_did(self._assignment.workflow_id, unit.counter)
+            return GetFileReply.file(did, counter_pfn(unit.counter), COUNTERS)
         did = unit.file.did
-        return GetFileReply.file(did, str(self._paths[did]), self._storages[did])
+        return GetFileReply.file(did, self._place(did), self._storages[did])
 
     def _claim_unit(self, action: ClaimUnit) -> Event:
         assert self._folder is not None
         request = UnitsAcquireRequest(request_id=action.claim.request_id, count=1)
         job_id = self._assignment.job_id
         try:
-            units = self._session.server.acquire_units(job_id, request).units
+            reply = self._session.server.acquire_units(job_id, request)
         except ServerError as error:
             return _event_of(error)
-        if not units:
+        if not reply.units:
             return UnitClaimed(action.claim)
-        unit = units[0]
+        unit = reply.units[0]
         self._units[unit.unit_id] = unit
+        if unit.file is None:
+            return UnitClaimed(action.claim, unit, None if unit.counter is not None else UnitOutcome.RETURNED)
+        if not self._copied(self._folder, [unit], reply.remote_io):
+            return UnitClaimed(action.claim, unit)
         fetched = self._fetched(self._fetch_unit(self._folder, unit))
         outcome = fetched.outcomes.get(unit.unit_id)
-        if unit.file is None:
-            outcome = UnitOutcome.RETURNED
         return UnitClaimed(action.claim, unit, outcome, fetched.bad_replicas, fetched.seconds, fetched.size)
 
     def _fetch_unit(self, folder: JobFolder, unit: AssignedUnit) -> Fetched:
@@ -307,6 +420,8 @@ class Work:
             fetched = self._transfers.fetch([unit], [], aside)
             if not fetched.paths:
                 return fetched
+            if self._account is not None:
+                self._account.give(aside)
             aside.rename(into)
         except OSError as error:
             failure = Failure(ErrorCode.FILE_HANDLING_FAILED, f"{into}: {error.strerror or error}")
@@ -316,65 +431,14 @@ class Work:
     # ------------------------------------------------------------ output
 
     def _collect(self, action: Collect) -> Event:
-        folder = self._folder
-        if folder is None:
+        folder, results = self._folder, self._results
+        if folder is None or results is None:
             return Collected()
-        processed = self._processed(folder)
-        files: list[ProducedFile] = []
-        failure: Optional[Failure] = None
-        if action.outputs:
-            try:
-                files, failure = self._outputs(folder)
-            except PilotageError as error:
-                failure = Failure(error.code, error.detail)
-        if failure is not None:
-            files = []
-            self._note(f"outputs: {failure.code.name}: {failure.detail}")
-        tail = "".join(
-            f"--- {path.name} ---\n{text}\n" for path in (folder.stdout, folder.stderr) if (text := file_tail(path))
-        )
-        return Collected((*files, *self._log(folder)), processed, failure, tail)
-
-    def _outputs(self, folder: JobFolder) -> tuple[list[ProducedFile], Optional[Failure]]:
-        inputs = {path.name for path in self._paths.values() if path.parent == folder.work}
-        inputs |= self._unpacked.unchanged(folder.work)
-        try:
-            collected = collect_outputs(folder.work, self._assignment.outputs, inputs)
-        except OSError as error:
-            raise PilotageError(ErrorCode.FILE_HANDLING_FAILED, f"{folder.work}: {error.strerror}") from error
-        for warning in collected.warnings:
-            self._note(warning)
-        if collected.error is not None:
-            return [], Failure(*collected.error)
-        return [ProducedFile(str(file.path), output_record(file)) for file in collected.files], None
-
-    def _processed(self, folder: JobFolder) -> Optional[frozenset[int]]:
-        """The units that the jobscript lists as processed; None when it left no list."""
-        said = read_processed(folder.work)
-        for problem in said.problems:
-            self._note(f"processed list: {problem}")
-        if not any((folder.work / name).exists() for name in (*DID_LISTS, *PFN_LISTS)):
-            return None
-        dids, pfns = set(said.dids), set(said.pfns)
-        return frozenset(
-            unit.unit_id
-            for unit in self._units.values()
-            if unit.file is not None
-            and (unit.file.did in dids or str(self._paths.get(unit.file.did)) in pfns)
-            or unit.counter is not None
-            and str(unit.counter) in dids
-        )
-
-    def _log(self, folder: JobFolder) -> list[ProducedFile]:
-        """The log archive; a job without one is no failure."""
-        notes = "".join(f"{line}\n" for line in self._notes)
-        destination = folder.root / f"job-{self._assignment.job_id}.log.tgz"
-        try:
-            make_log_archive(folder.root, destination, {"pilot-job.log": notes})
-            return [ProducedFile(str(destination), log_record(destination))]
-        except (PilotageError, OSError) as error:
-            logger.error("job %d: no log archive: %s", self._assignment.job_id, error)
-            return []
+        names = {path.name for path in self._paths.values() if path.parent == folder.work}
+        names |= self._unpacked.unchanged(folder.work)
+        evidence = self._running.evidence if self._running is not None else []
+        inputs = Inputs(list(self._units.values()), {**self._paths, **self._direct}, names, evidence)
+        return results.collect(action.outputs, inputs, lambda: "".join(f"{line}\n" for line in self._notes))
 
     def _record(self, action: Record) -> Event:
         request = RecordRequest(outputs=[file.record for file in action.files])
@@ -384,7 +448,18 @@ class Work:
             return _event_of(error)
 
     def _upload(self, action: Upload) -> Event:
-        return self._transfers.upload(action.files, action.destinations)
+        alternatives = self._session.grant.queue.alternative_stage_out
+        return self._transfers.upload(action.files, action.destinations, self._elsewhere if alternatives else None)
+
+    def _elsewhere(self, record: OutputRecord) -> Optional[OutputDestination]:
+        """Another storage for an output that those which it avoids did not take; None: there is none."""
+        self._note(f"output {record.name} was not taken by {', '.join(record.avoid)}")
+        try:
+            reply = self._session.server.record(self._assignment.job_id, RecordRequest(outputs=[record]))
+        except ServerError as error:
+            self._note(f"alternative stage-out: {error}")
+            return None
+        return reply.destinations[0] if reply.destinations else None
 
     def _spool(self, action: Spool) -> None:
         """A report that cannot be kept is delivered all the same."""
@@ -416,8 +491,8 @@ class Work:
         job_id = self._assignment.job_id
         path = self._folder.root / f"job-{job_id}.log.tgz"
         try:
-            self._session.server.keep_log(job_id, path.read_bytes())
-        except (OSError, ServerError) as error:
+            self._session.server.keep_log(job_id, light_log(path).read_bytes())
+        except (OSError, tarfile.TarError, ServerError) as error:
             logger.info("job %d: its log stays away from the server: %s", job_id, error)
 
     def _remove(self, action: Remove) -> Event:
@@ -428,9 +503,17 @@ class Work:
     def _unspool(self, _action: Unspool) -> None:
         self._means.work_dir.spool.remove(self._session.grant.pilot_id, self._assignment.job_id)
 
+    def _processes(self) -> list[ProcessSeen]:
+        """The living ones of the payload."""
+        running = self._running
+        return running.processes() if running is not None else []
+
     def _cleanup(self, _action: Cleanup) -> None:
+        self._means.debugger.hide(self._assignment.job_id)
         if self._running is not None:
             self._running.close()
+            self._running.forget()
+        self._transfers.forget()
         if self._folder is not None and not self._means.config.keep:
             try:
                 self._folder.remove()

@@ -15,6 +15,7 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
+import shutil
 from pathlib import Path
 from typing import Optional
 
@@ -27,13 +28,15 @@ from pilot.spool import Spool, replace_file
 class Identity(msgspec.Struct):
     """What a pilot that was killed and started again says in order to be the same one.
 
-    ``nonce`` goes with the registration, ``request_id`` is the claim that was not answered yet.
+    ``nonce`` goes with the registration; ``request_id`` and ``ahead_id`` are the claims that were not answered yet, the
+    second for a job that begins later.
     """
 
     server: str
     worker: str
     nonce: str
     request_id: Optional[str] = None
+    ahead_id: Optional[str] = None
 
 
 class WorkDir:
@@ -68,6 +71,11 @@ class WorkDir:
     def close(self) -> None:
         """Let the next pilot in."""
         os.close(self._lock)
+
+    def remove(self) -> None:
+        """Remove the folder, with all that is in it; one in which a report waits stays. Raises OSError."""
+        if not self.spool.reports():
+            shutil.rmtree(self.root)
 
     def identity(self, server: str, worker: str) -> Identity:
         """Who this pilot is: the one that died here without a farewell, else a new one."""

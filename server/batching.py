@@ -1,7 +1,7 @@
 """Requests of many threads, carried out together.
 
-Requests that arrive while a batch is at work wait for the next one, which the first of them carries out for all: the
-more come, the cheaper each is.
+Requests that arrive while others are at work wait for the next batch, which the first of them carries out for all: the
+more come, the cheaper each is. So a batch waits a moment for as many as lately came together.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ R = TypeVar("R")
 MOST = 1000
 """Requests of one batch."""
 LINGER_S = 0.005
-"""How long a batch waits for company, where the last one had some."""
+"""How long a batch waits for company at the most."""
+CONTENT = 16
+"""After so many batches that got the company they waited for, the next waits for one more."""
 
 
 def _held_lock() -> threading.Lock:
@@ -37,15 +39,21 @@ class _Item(Generic[Q, R]):
 
 
 class Batcher(Generic[Q, R]):
-    """Carries out requests of many threads together."""
+    """Carries out requests of many threads together; so many batches at once as there may be ``leaders``."""
 
-    def __init__(self, linger_s: float = LINGER_S) -> None:
+    def __init__(self, linger_s: float = LINGER_S, leaders: int = 1) -> None:
         self._linger_s = linger_s
+        self._leaders = leaders
         self._mutex = threading.Lock()
         self._waiting: list[_Item[Q, R]] = []
-        self._led = False
-        self._company = 0
-        self._never = threading.Event()
+        self._leading = 0
+        self._gathering = False
+        """Whether one of the leaders has not begun yet, and will take along whoever waits."""
+        self._enough: threading.Lock | None = None
+        """Released when as many wait as that leader wants."""
+        self._wanted = 1
+        """Requests that a batch waits for: one that comes alone waits for nobody."""
+        self._satisfied = 0
 
     def do(self, request: Q, work: Callable[[list[Q]], list[R]]) -> R:
         """The reply to a request, once its batch is through.
@@ -58,9 +66,15 @@ class Batcher(Generic[Q, R]):
         item: _Item[Q, R] = _Item(request)
         with self._mutex:
             self._waiting.append(item)
-            item.leads = not self._led
-            self._led = True
-        if not item.leads:
+            if not self._gathering and self._leading < self._leaders:
+                self._appoint(item)
+                self._leading += 1
+            elif self._enough is not None and len(self._waiting) >= self._wanted:
+                self._enough.release()
+                self._enough = None
+            leads = item.leads
+        if not leads:
+            # Also when it was appointed just now: its turn is released for that, and must be taken before the next time.
             item.turn.acquire()
         if item.leads:
             self._lead(work)
@@ -69,25 +83,49 @@ class Batcher(Generic[Q, R]):
         assert item.reply is not None
         return item.reply
 
+    def _appoint(self, item: _Item[Q, R]) -> None:
+        item.leads = self._gathering = True
+
     def _lead(self, work: Callable[[list[Q]], list[R]]) -> None:
         """Carry out one batch, then hand over to whoever waits longest."""
-        if self._company > 1 and self._linger_s:
-            self._never.wait(self._linger_s)
-        with self._mutex:
-            batch, self._waiting = self._waiting[:MOST], self._waiting[MOST:]
-        self._company = len(batch)
+        batch = self._gather()
         try:
             _carry_out(batch, work)
         finally:
             with self._mutex:
-                following = self._waiting[0] if self._waiting else None
-                self._led = following is not None
+                following = self._waiting[0] if self._waiting and not self._gathering else None
                 if following is not None:
-                    following.leads = True
-            for item in batch:
-                item.turn.release()
+                    self._appoint(following)
+                else:
+                    self._leading -= 1
             if following is not None:
                 following.turn.release()
+            for item in batch:
+                item.turn.release()
+
+    def _gather(self) -> list[_Item[Q, R]]:
+        """Those that wait, when there are as many as lately came together, or none more came in time."""
+        enough = None
+        with self._mutex:
+            if self._linger_s and len(self._waiting) < self._wanted:
+                enough = self._enough = _held_lock()
+        if enough is not None:
+            enough.acquire(timeout=self._linger_s)
+        with self._mutex:
+            self._enough, self._gathering = None, False
+            batch, self._waiting = self._waiting[:MOST], self._waiting[MOST:]
+            self._learn(len(batch))
+        return batch
+
+    def _learn(self, came: int) -> None:
+        """What the next batch should wait for."""
+        if came < self._wanted:
+            self._wanted, self._satisfied = self._wanted - 1, 0
+            return
+        self._wanted = came
+        self._satisfied += 1
+        if self._satisfied > CONTENT and came > 1:
+            self._wanted, self._satisfied = came + 1, 0
 
 
 def _carry_out(batch: list[_Item[Q, R]], work: Callable[[list[Q]], list[R]]) -> None:

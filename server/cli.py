@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import resource
 import signal
 import socket
 import threading
@@ -23,6 +24,7 @@ from common.tokens import write_secret_file
 from common.wire import Health
 from server.access.logins import mint_token
 from server.app import create_dispatcher, create_served_app, run_agents
+from server.cli_imports import import_command
 from server.cli_people import user
 from server.config import ServerConfig
 from server.store.database import DatabaseUnavailable
@@ -32,8 +34,18 @@ logger = logging.getLogger(__name__)
 
 ADMIN_TOKEN_S = 30 * 86400.0
 """Life of the token that is written at each start."""
+MOST_TOKEN_S = 365 * 86400.0
+"""Revocations are kept for a day longer."""
 READY_S = 60.0
-ROLES = ("user", "production", "admin", "harvester", "outside_worker")
+BACKLOG = 4096
+"""Connections that wait to be taken; the kernel may allow fewer (``net.core.somaxconn``)."""
+MOST_CONNECTIONS = 65_536
+"""Of clients, to one web process."""
+FEW_CONNECTIONS = 4096
+"""With fewer a large fleet cannot be served."""
+OWN_FILES = 512
+"""Files that a web process opens for itself, as for the database."""
+ROLES = ("user", "production", "admin", "harvester", "outside_worker", "foreign_pilot")
 
 
 @click.group(invoke_without_command=True)
@@ -77,7 +89,10 @@ def token(
     output: Path | None,
 ) -> None:
     """Mint a token for a person or a program."""
-    minted = mint_token(create_dispatcher(config[1]), subject, role, parse_duration(ttl), group)
+    ttl_s = parse_duration(ttl)
+    if ttl_s > MOST_TOKEN_S:
+        raise click.BadParameter(f"{ttl}: at most 365d, so that a revocation outlives it", param_hint="--ttl")
+    minted = mint_token(create_dispatcher(config[1]), subject, role, ttl_s, group)
     if output is None:
         click.echo(minted)
     else:
@@ -92,6 +107,7 @@ def migrate(config: tuple[Any, ServerConfig]) -> None:
 
 
 server.add_command(user)
+server.add_command(import_command)
 
 
 def prepare(config: ServerConfig) -> bool:
@@ -131,7 +147,9 @@ def serve(config: ServerConfig, *, with_agents: bool) -> None:
         interface=Interfaces.WSGI,
         workers=config.web_processes,
         blocking_threads=config.web_threads,
-        backpressure=1024,
+        backlog=BACKLOG,
+        # Of connections: a pilot keeps its own while it waits, and must not be in the way of others.
+        backpressure=_allowed_connections(),
         log_level=LogLevels.error,
         ssl_cert=Path(config.tls_cert) if config.tls_cert else None,
         ssl_key=Path(config.tls_key) if config.tls_key else None,
@@ -160,6 +178,21 @@ def serve(config: ServerConfig, *, with_agents: bool) -> None:
             agents.join(15)
     if agents_failed:
         raise click.exceptions.Exit(1)
+
+
+def _allowed_connections() -> int:
+    """How many connections each web process may hold: as many as files may be open; that limit is raised if it can be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_CONNECTIONS + OWN_FILES
+    files = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+    if soft != resource.RLIM_INFINITY and soft < files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    allowed = files - OWN_FILES
+    if allowed < FEW_CONNECTIONS:
+        logger.warning(
+            "only %d files may be open (ulimit -n): raise it, so that pilots can keep their connections", files
+        )
+    return max(1, allowed)
 
 
 def _load(config: ServerConfig, parent: int) -> Any:

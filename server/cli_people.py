@@ -26,7 +26,8 @@ _ROLES = tuple(sorted(role.value for role in GIVEN))
 
 
 @contextmanager
-def _dispatcher(config: ServerConfig) -> Iterator[Dispatcher]:
+def on_database(config: ServerConfig) -> Iterator[Dispatcher]:
+    """A dispatcher for a command of the server's machine; a database that cannot be used is told with what to do."""
     dispatcher = create_dispatcher(config)
     try:
         yield dispatcher
@@ -54,7 +55,7 @@ def add(
     """Make a person known, or change their roles and groups; prints a one-time code for ``pilotage login``."""
     for each in (name, *groups):
         _check_name(each)
-    with _dispatcher(config[1]) as dispatcher:
+    with on_database(config[1]) as dispatcher:
         code, expires = logins.invite(dispatcher, name, [Role(each) for each in roles], groups)
     if output is None:
         click.echo(code)
@@ -68,7 +69,7 @@ def add(
 @click.pass_obj
 def list_all(config: tuple[Any, ServerConfig]) -> None:
     """List the people whom this server knows itself."""
-    with _dispatcher(config[1]) as dispatcher, dispatcher.database.read() as connection:
+    with on_database(config[1]) as dispatcher, dispatcher.database.read() as connection:
         for each in access.people(connection):
             click.echo(f"{each.name}\t{','.join(each.roles)}\t{','.join(each.groups)}")
 
@@ -78,7 +79,7 @@ def list_all(config: tuple[Any, ServerConfig]) -> None:
 @click.pass_obj
 def remove(config: tuple[Any, ServerConfig], name: str) -> None:
     """Forget a person; to cut off tokens that are out at once, ban the person too."""
-    with _dispatcher(config[1]) as dispatcher:
+    with on_database(config[1]) as dispatcher:
         found = logins.forget(dispatcher, name)
     if not found:
         raise click.ClickException(f"nobody is called {name!r}; pilotage server user list shows all")

@@ -6,7 +6,10 @@ from typing import Any
 
 import msgspec
 
+from common.wire import ProbeUse
 from server.access.settings import FrontEnd, Limits, OidcIssuer
+from server.catalogs.cric import CricConfig
+from server.compat.settings import Compat
 from server.engine.access import Isolation
 from server.engine.blackhole import HostLimits
 from server.engine.notices import NoticeConfig
@@ -33,7 +36,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     event_followers: int = 4
     """Requests of each process that may wait for events."""
     metrics: bool = True
-    """Whether ``/metrics`` answers, for anybody: it holds numbers, and names of queues, shares and agents."""
+    """Whether ``/metrics`` answers, for anybody: it holds numbers, and names of queues, shares, agents, sites and storages."""
     dashboard: bool = True
     """Whether ``/`` shows the dashboard, to anybody; it names no people and no files."""
     notices: NoticeConfig = NoticeConfig()
@@ -65,23 +68,34 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     issuer: str = "pilotage"
     """Name that goes into tokens, and is required of them."""
     registrar: str = ""
-    """Catalogue that the server registers outputs in, by its entry point in ``pilotage.registrars``."""
+    """Catalogue that the server registers outputs in: a section ``[server.registrars.NAME]``, or one without options by its
+    entry point in ``pilotage.registrars``."""
     oidc: list[OidcIssuer] = []
     """Other issuers whose tokens are taken: ``[[server.oidc]]``."""
     mapping_file: str = ""
     """File that gives people of other issuers their names, groups and roles."""
     front_end: FrontEnd = msgspec.field(default_factory=FrontEnd)
     """A web server in front that verifies certificates: ``[server.front_end]``."""
+    compat: Compat = msgspec.field(default_factory=Compat)
+    """Which of other systems' clients may call: ``[server.compat]``."""
     limits: Limits = msgspec.field(default_factory=Limits)
     """What one caller may ask for: ``[server.limits]``."""
     catalogs: dict[str, dict[str, Any]] = {}
     """Catalogues of files that datasets may be taken from: ``[server.catalogs.NAME]`` with ``plugin`` and its options."""
+    registrars: dict[str, dict[str, Any]] = {}
+    """Catalogues to register outputs in: ``[server.registrars.NAME]`` with ``plugin`` and its options."""
+    cric: CricConfig = CricConfig()
+    """Descriptions of sites, storages and queues that are followed: ``[server.cric]``."""
     stagers: dict[str, dict[str, Any]] = {}
     """Tape systems that storages may name as their stager: ``[server.stagers.NAME]``, likewise."""
+    credentials: dict[str, dict[str, Any]] = {}
+    """Who gives pilots credentials for storages: ``[server.credentials.NAME]`` with ``kind`` (minted, oidc, proxy) and its
+    options."""
 
 
 MAY_BE_ZERO = frozenset(
     {
+        "probe_interval_s",
         "problem_jobs",
         "reserve_s",
         "scout_count",
@@ -184,12 +198,22 @@ class Knobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How often a file is asked for that the tape system gave up, until its unit is lost."""
     problem_jobs: int = 10
     """Jobs gone wrong after which a task is paused, if most did so in the same way; 0: never."""
+    get_file_units: int = 0
+    """Units that a job may have in all by get-file, those that it began with among them; 0: no bound. justIN: 20."""
     sandbox_mb: int = 64
     """The largest sandbox that is taken, in MiB."""
     sandbox_quota_mb: int = 1024
     """What a person may upload in sandboxes, in MiB."""
     sandbox_keep_s: float = 14 * 86400.0
     """How long a sandbox is kept that no task names."""
+    direct_file_mb: int = 256
+    """The largest file that a direct job may be given, or leave with the server, in MiB."""
+    direct_quota_mb: int = 2048
+    """What the files of a person's direct jobs may take, in MiB."""
+    direct_jobs: int = 100_000
+    """Direct jobs that a person may have, ended ones included until they are cleaned."""
+    direct_keep_s: float = 30 * 86400.0
+    """How long a direct job is kept of which nothing changes, with its files."""
     log_kb: int = 2048
     """The largest log archive of a failed job that is kept, in KiB; what is larger is not."""
     log_keep_s: float = 14 * 86400.0
@@ -260,6 +284,16 @@ class Knobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How long a client stays logged in that does not call."""
     isolation: Isolation = Isolation.OFF
     """What people see of each other: ``off`` everything, ``group`` only what is theirs or their groups'."""
+    probe_interval_s: float = 6 * 3600.0
+    """How often each site, and the slots with GPUs of each site, get a probe job; 0: never."""
+    probe_use: ProbeUse = ProbeUse.WARN
+    """What follows from probes: ``warn`` events only, ``avoid`` a site leaves out storages that it could not use."""
+    probe_storage_s: float = 60.0
+    """How long a probe may be busy with one storage."""
+    probe_total_s: float = 600.0
+    """How long it may be busy with all storages."""
+    probe_cvmfs: list[str] = []
+    """CVMFS repositories that every probe looks at, beside those that its queue's node checks name."""
     production_priority: int = 1000
     """Priorities from here on need the role production."""
     production_shares: list[str] = []

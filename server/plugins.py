@@ -1,22 +1,25 @@
-"""The catalogues and stagers of the server's configuration: plug-ins, made once with the options that an admin wrote."""
+"""The catalogues, registrars and stagers of the server's configuration: plug-ins, made once with the options that an admin wrote."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
 
 from common.config import ConfigError
 from common.plugins import load_plugin, plugins
-from server.catalogs.base import Catalog
+from server.catalogs.base import Catalog, NoOptions
+from server.catalogs.cric import CricFeed
+from server.catalogs.registration import GROUP as REGISTRARS
+from server.catalogs.registration import Registrar
 from server.config import ServerConfig
 from server.stagers.base import Stager
 
 CATALOGS = "pilotage.catalogs"
 STAGERS = "pilotage.stagers"
 
-P = TypeVar("P", Catalog, Stager)
+T = TypeVar("T")
 
 
 class Plugins:
@@ -32,10 +35,34 @@ class Plugins:
             name: _make(_class(CATALOGS, f"[server.catalogs.{name}]", table), f"[server.catalogs.{name}]", table)
             for name, table in sorted(config.catalogs.items())
         }
+        for name, catalog in self.catalogs.items():
+            _join(f"[server.catalogs.{name}]", catalog.join, self.catalogs)
+        self.cric = CricFeed(config.cric)
         self.stagers: dict[str, Stager] = {
             name: _make(_class(STAGERS, f"[server.stagers.{name}]", table), f"[server.stagers.{name}]", table)
             for name, table in sorted(config.stagers.items())
         }
+        self.registrars: dict[str, Registrar] = {
+            name: _make_registrar(f"[server.registrars.{name}]", table)
+            for name, table in sorted(config.registrars.items())
+        }
+        for name, registrar in self.registrars.items():
+            if hasattr(registrar, "join"):
+                _join(f"[server.registrars.{name}]", registrar.join, self.registrars)
+
+
+def _make_registrar(where: str, table: Mapping[str, Any]) -> Registrar:
+    """A registrar; one that takes no options is made without."""
+    kind = _class(REGISTRARS, where, table)
+    if hasattr(kind, "Options"):
+        made: Registrar = _make(kind, where, table)
+        return made
+    try:
+        msgspec.convert({name: value for name, value in table.items() if name != "plugin"}, NoOptions)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{where} {error}") from error
+    bare: Registrar = kind()
+    return bare
 
 
 def _class(group: str, where: str, table: Mapping[str, Any]) -> Any:
@@ -46,9 +73,17 @@ def _class(group: str, where: str, table: Mapping[str, Any]) -> Any:
     return load_plugin(known[word])
 
 
-def _make(kind: type[P], where: str, table: Mapping[str, Any]) -> P:
+def _make(kind: Any, where: str, table: Mapping[str, Any]) -> Any:
     options = {name: value for name, value in table.items() if name != "plugin"}
     try:
         return kind(msgspec.convert(options, kind.Options))
     except msgspec.ValidationError as error:
+        raise ConfigError(f"{where} {error}") from error
+
+
+def _join(where: str, join: Callable[[Mapping[str, T]], None], others: Mapping[str, T]) -> None:
+    """Tell a plug-in of the others of its kind."""
+    try:
+        join(others)
+    except ConfigError as error:
         raise ConfigError(f"{where} {error}") from error

@@ -1,4 +1,4 @@
-"""``pilotage admin``: describe sites, queues, storages and shares."""
+"""``pilotage admin``: describe sites, queues, storages and shares; rules, downtimes and settings; harvesters."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from common.cli import render
 from common.cli.api import QUEUE, SHARE, SITE, STORAGE, Api, ResourceKind
 from common.cli.client import Client, client_options
 from common.cli.downtimes import downtime
+from common.cli.harvesters import harvester
+from common.cli.imports import cric
 from common.cli.options import duration, size
 from common.cli.retry_rules import blocked_host, retry_rule
+from common.cli.settings import setting
 from common.cli.strict import InputError, convert
 from common.cli.tagging import tagging_rule
 from common.cli.textfile import read_table
 from common.problem import FieldError
 from common.states import ResourceState
-from common.wire import QueueSpec, ShareSpec, SiteSpec, StorageSpec
+from common.wire import Endpoint, QueueMode, QueueSpec, ShareSpec, SiteSpec, StorageSpec
 
 F = TypeVar("F", bound=Callable[..., Any])
 STATUS = click.Choice([one.value for one in ResourceState])
@@ -27,7 +30,7 @@ STATUS = click.Choice([one.value for one in ResourceState])
 
 @click.group()
 def admin() -> None:
-    """Describe sites, queues, storages and shares."""
+    """Describe sites, queues, storages and shares; rules, downtimes and settings."""
 
 
 def resource_group(kind: ResourceKind, columns: list[render.Column[Any]]) -> click.Group:
@@ -125,12 +128,21 @@ QUEUE_COLUMNS: list[render.Column[QueueSpec]] = [
     ("tags", lambda queue: queue.tags),
     ("copytools", lambda queue: queue.copytools),
 ]
+
+
+def credential_of(endpoint: Endpoint) -> str:
+    """What an endpoint wants to be shown, and who gives it."""
+    kind = endpoint.credential.value
+    return kind if endpoint.provider is None else f"{kind} from {endpoint.provider}"
+
+
 STORAGE_COLUMNS: list[render.Column[StorageSpec]] = [
     ("storage", lambda storage: storage.name),
     ("site", lambda storage: storage.site),
     ("status", lambda storage: storage.status),
     ("tape", lambda storage: (storage.stager or "no stager") if storage.tape else ""),
     ("endpoints", lambda storage: [endpoint.url for endpoint in storage.endpoints]),
+    ("credentials", lambda storage: [credential_of(endpoint) for endpoint in storage.endpoints]),
 ]
 SHARE_COLUMNS: list[render.Column[ShareSpec]] = [
     ("share", lambda share: share.name),
@@ -146,6 +158,9 @@ admin.add_command(retry_rule)
 admin.add_command(blocked_host)
 admin.add_command(tagging_rule)
 admin.add_command(downtime)
+admin.add_command(harvester)
+admin.add_command(setting)
+admin.add_command(cric)
 
 
 def _distances(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> Optional[dict[str, int]]:
@@ -192,6 +207,14 @@ def set_site(client: Client, name: str, file: Optional[Path], **changes: Any) ->
 @click.option("--heartbeat-timeout", "heartbeat_timeout_s", type=duration, help="In place of the setting, such as 4h.")
 @click.option("--no-reassign/--reassign", default=None, help="Take no work from silent or slow pilots.")
 @click.option("--remote-io/--no-remote-io", default=None, help="Whether payloads may read input from the storage.")
+@click.option(
+    "--alternative-stage-out/--no-alternative-stage-out",
+    default=None,
+    help="Whether an output that a storage does not take may go to the next one.",
+)
+@click.option("--mode", type=click.Choice([mode.value for mode in QueueMode]), help="When jobs are claimed.")
+@click.option("--shape-from-jobs/--shape-from-queue", default=None, help="In push mode: what sizes workers.")
+@click.option("--pull-more/--no-pull-more", default=None, help="In push mode: whether pilots then ask for more.")
 @click.option("--tag", "tags", multiple=True, help="What its slots can do; may be repeated.")
 @click.option("--copytool", "copytools", multiple=True, help="How files are moved there, best first; may be repeated.")
 @click.option("--bind", "container_binds", multiple=True, help="A path that containers see; may be repeated.")

@@ -17,6 +17,8 @@ from common.wire import (
     JobView,
     OutputPage,
     OutputView,
+    PilotPage,
+    PilotView,
     QueueList,
     QueueSpec,
     ShareList,
@@ -38,8 +40,8 @@ from common.wire import (
 )
 
 T = TypeVar("T")
-Page = Union[WorkflowPage, TaskPage, UnitPage, JobPage, OutputPage, EventPage]
-P = TypeVar("P", WorkflowPage, TaskPage, UnitPage, JobPage, OutputPage, EventPage)
+Page = Union[WorkflowPage, TaskPage, UnitPage, JobPage, OutputPage, EventPage, PilotPage]
+P = TypeVar("P", WorkflowPage, TaskPage, UnitPage, JobPage, OutputPage, EventPage, PilotPage)
 Spec = Union[SiteSpec, QueueSpec, StorageSpec, ShareSpec]
 Param = Union[str, int, float, bool, None]
 PAGE = 500
@@ -83,6 +85,14 @@ class Api:
     def job(self, job_id: int) -> JobView:
         """One job."""
         return self._client.call("GET", f"/v1/jobs/{job_id}", None, JobView)
+
+    def pilot(self, pilot_id: int) -> PilotView:
+        """One pilot."""
+        return self._client.call("GET", f"/v1/pilots/{pilot_id}", None, PilotView)
+
+    def newest_pilots(self, limit: int, **filters: Param) -> tuple[list[PilotView], int]:
+        """The last ``limit`` pilots, of one ``queue`` or the ``failed`` ones, and how many there are in all."""
+        return _last(self._pages("/v1/pilots", PilotPage, NEWEST_OF + 1, **filters), limit)
 
     def workflows(self, limit: int) -> list[WorkflowView]:
         """At most ``limit`` workflows, in the server's order; likewise all lists below."""
@@ -170,7 +180,7 @@ class Api:
                 return
 
 
-def _last(pages: Iterator[Union[JobPage, EventPage]], limit: int) -> tuple[list[Any], int]:
+def _last(pages: Iterator[Union[JobPage, EventPage, PilotPage]], limit: int) -> tuple[list[Any], int]:
     """The last items of a list, of which no more than these are kept, and the number of all."""
     kept: deque[Any] = deque(maxlen=limit)
     total = 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from datetime import datetime, timezone
 from typing import Optional
 
 import click
@@ -19,13 +18,9 @@ _COLUMNS: list[render.Column[BanView]] = [
     ("name", lambda each: each.name),
     ("reason", lambda each: each.reason),
     ("by", lambda each: each.author),
-    ("since", lambda each: _moment(each.time)),
-    ("until", lambda each: _moment(each.expires) if each.expires else "lifted"),
+    ("since", lambda each: render.moment(each.time)),
+    ("until", lambda each: render.moment(each.expires) or "lifted"),
 ]
-
-
-def _moment(moment: float) -> str:
-    return datetime.fromtimestamp(moment, timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
 
 
 @click.group()

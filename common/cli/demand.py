@@ -8,23 +8,31 @@ import click
 
 from common.cli import render
 from common.cli.client import Client, client_options
-from common.http import quoted
-from common.wire import DemandPart, DemandRefusal, DemandReply, ShapeDemand, ShareTree, ShareView
+from common.cli.completion import item_names
+from common.http import ProblemError, quoted
+from common.wire import DemandPart, DemandRefusal, DemandReply, QueueList, ShapeDemand, ShareTree, ShareView
+
+NOT_FOUND = 404
 
 
 @click.command("demand")
-@click.argument("queue")
+@click.argument("queue", shell_complete=item_names("/v1/queues", QueueList))
 @click.option("--explain", is_flag=True, help="Also of which work it gets how much, and what keeps the rest from it.")
 @client_options
 def demand(client: Client, queue: str, explain: bool) -> None:
-    """Show how many pilots of which shape a queue should have now."""
+    """Show how many pilots of which shape a queue should have now, for admins and harvesters."""
     print_demand(client, queue, explain)
 
 
 def print_demand(client: Client, queue: str, explain: bool) -> None:
     """Ask for a queue's demand and print it."""
     params = {"explain": "true"} if explain else None
-    reply = client.http.call("GET", f"/v1/queues/{quoted(queue)}/demand", None, DemandReply, params=params)
+    try:
+        reply = client.http.call("GET", f"/v1/queues/{quoted(queue)}/demand", None, DemandReply, params=params)
+    except ProblemError as error:
+        if error.status != NOT_FOUND:
+            raise
+        raise click.ClickException(f"there is no queue {queue!r}; pilotage admin queue list shows all") from error
     if client.as_json:
         render.print_json(reply)
         return

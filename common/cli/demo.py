@@ -7,14 +7,12 @@ import logging
 import os
 import re
 import shutil
-import signal
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Optional
 
 import click
@@ -26,7 +24,7 @@ from rich.text import Text
 from common.cli import demo_world as world
 from common.cli import progress, render
 from common.cli.api import Api
-from common.cli.demo_processes import DemoError, Processes
+from common.cli.demo_processes import DemoError, Processes, ended_by_signals
 from common.cli.demo_result import fetch_result, print_result, what_went_wrong
 from common.cli.demo_world import DemoFolder, pilotage
 from common.http import HttpClient, HttpError
@@ -85,7 +83,7 @@ def demo(
     place = DemoFolder(_make_folder(folder))
     out.print(Text(f"Pilotage demo in {place.root}", style="bold"), soft_wrap=True)
     count = pilots or max(2, len(psutil.Process().cpu_affinity() or [0]))
-    with _ended_by_signals(), Processes(_environment(os.environ, place), place.root) as processes:
+    with ended_by_signals(), Processes(_environment(os.environ, place), place.root) as processes:
         url = _start_server(processes, place)
         _step(out, "server", url)
         with closing(HttpClient(url, token=lambda: read_secret_file(place.admin_token), retries=1)) as http:
@@ -220,18 +218,3 @@ def _environment(environ: Mapping[str, str], place: DemoFolder) -> dict[str, str
         "XDG_CONFIG_HOME": str(place.root / "config"),
         "PYTHONUNBUFFERED": "1",
     }
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM and a closed terminal end the demo as Ctrl-C does: in good order."""
-
-    def end(number: int, frame: Optional[FrameType]) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

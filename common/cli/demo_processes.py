@@ -10,10 +10,11 @@ import signal
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Optional
 
 import click
@@ -44,6 +45,8 @@ class Component:
     ready: Optional[re.Pattern[bytes]] = None
     found: Optional[str] = None
     decided: threading.Event = field(default_factory=threading.Event)
+    leaving: bool = False
+    """Whether it was told to end."""
 
     def copy_log(self) -> None:
         """Copy what the program writes into its log, and look for the line that says that it is ready."""
@@ -107,10 +110,16 @@ class Processes:
             raise DemoError(f"{_command(argv)} ended with exit code {done.returncode}\n{tail(log_file)}")
         return done.stdout
 
-    def start(self, name: str, argv: Sequence[str], ready: Optional[re.Pattern[bytes]] = None) -> str:
+    def start(
+        self,
+        name: str,
+        argv: Sequence[str],
+        ready: Optional[re.Pattern[bytes]] = None,
+        more: Optional[Mapping[str, str]] = None,
+    ) -> str:
         """Start a program whose standard error goes to ``<name>.log``; with ``ready``, wait until a line matches it.
 
-        The text of the pattern's first group, or an empty one. Raises DemoError when the program ends before.
+        ``more`` is added to its environment. The text of the pattern's first group, or an empty one. Raises DemoError when the program ends before.
         """
         log_file = self._folder / f"{name}.log"
         # A session of its own: Ctrl-C is for the demo, which then stops its programs in their order.
@@ -120,7 +129,7 @@ class Processes:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             cwd=self._folder,
-            env=self._environment,
+            env={**self._environment, **(more or {})},
             start_new_session=True,
         )
         component = Component(name, process, log_file, ready)
@@ -164,21 +173,30 @@ class Processes:
         except psutil.NoSuchProcess:
             return 0
 
+    def end(self, name: str) -> None:
+        """Have one program end, and wait for that."""
+        component = next(component for component in self._components if component.name == name)
+        component.leaving = True
+        self._end(component)
+
     def stop(self) -> None:
         """Stop everything: the programs in the reverse order of their start, each with what it leaves behind."""
         self._stopping = True
         for component in reversed(self._components):
-            if component.process.poll() is None:
-                component.process.terminate()
-                try:
-                    component.process.wait(STOP_S)
-                except subprocess.TimeoutExpired:
-                    log.warning("%s did not end in %g s and is killed", component.name, STOP_S)
-                    component.process.kill()
-                    component.process.wait()
+            self._end(component)
             self._stop_orphans()
         self._kill_rest()
         self._components.clear()
+
+    def _end(self, component: Component) -> None:
+        if component.process.poll() is None:
+            component.process.terminate()
+            try:
+                component.process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                log.warning("%s did not end in %g s and is killed", component.name, STOP_S)
+                component.process.kill()
+                component.process.wait()
 
     def _stop_orphans(self) -> None:
         """End what a program left behind: its workers are our children now."""
@@ -205,8 +223,23 @@ class Processes:
         # Its last words are the ones that tell why; but a child of it may never close the log.
         copier.join(LAST_WORDS_S)
         component.decided.set()
-        if not self._stopping:
+        if not self._stopping and not component.leaving:
             self._died.set()
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """SIGTERM and a closed terminal end a command as Ctrl-C does: in good order, with all the programs that it started."""
+
+    def end(number: int, frame: Optional[FrameType]) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _adopt_orphans(yes: bool) -> None:

@@ -15,6 +15,9 @@ from common.wire import GitSource
 GIT_S = 120.0
 MAX_BYTES = 1_000_000
 _REFERENCE = re.compile(r"(?P<url>[^#]+)#(?P<path>[^@#]+)(@(?P<ref>[^@#]+))?")
+_SHORT = re.compile(r"(?P<repository>[A-Za-z0-9._-]+/[A-Za-z0-9._-]+)/(?P<path>[^@#:]+):(?P<ref>[^@#:]+)")
+GITHUB = "https://github.com/"
+"""Where repositories are that are named by their owner and name alone, as justIN's users write them."""
 _COMMIT = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
 PROTOCOLS = "https:ssh:git:http:file"
 """What git may speak; not ``ext``, which would run any command that a workflow file names."""
@@ -28,28 +31,34 @@ class FetchedScript:
     source: GitSource
 
 
-def parse_reference(reference: str, field: str = "jobscript_git") -> tuple[str, str, str]:
-    """URL, path and ref (empty: the default branch) of ``URL#path@ref``.
+def parse_reference(reference: str, field: str = "jobscript_git", github: str = GITHUB) -> tuple[str, str, str]:
+    """URL, path and ref (empty: the default branch) of ``URL#path@ref``, or of ``OWNER/REPOSITORY/path:ref`` on GitHub.
 
     Raises:
         InputError: it is none.
     """
-    found = _REFERENCE.fullmatch(reference)
+    short = _SHORT.fullmatch(reference)
+    found = short or _REFERENCE.fullmatch(reference)
     if found is None:
-        raise _error(field, f"{reference!r}: write URL#path/in/the/repository@branch-or-tag")
-    url, path, ref = found["url"], found["path"], found["ref"] or ""
+        raise _error(
+            field,
+            f"{reference!r}: write URL#path/in/the/repository@branch-tag-or-commit, or OWNER/REPOSITORY/path:ref for one"
+            " on GitHub",
+        )
+    url = f"{github}{short['repository']}" if short else found["url"]
+    path, ref = found["path"], found["ref"] or ""
     if url.startswith("-") or path.startswith(("-", "/")) or ".." in path.split("/") or ref.startswith("-"):
         raise _error(field, f"{reference!r}: neither URL, path nor ref may begin with '-', nor the path lead upwards")
     return url, path, ref
 
 
-def fetch_jobscript(reference: str, field: str = "jobscript_git") -> FetchedScript:
+def fetch_jobscript(reference: str, field: str = "jobscript_git", github: str = GITHUB) -> FetchedScript:
     """Fetch one file of one commit, and nothing else of the repository's history.
 
     Raises:
         InputError: git is not there, or says no; its words are passed on.
     """
-    url, path, ref = parse_reference(reference, field)
+    url, path, ref = parse_reference(reference, field, github)
     with tempfile.TemporaryDirectory(prefix="pilotage-git-") as folder:
         _git(field, folder, "init", "--quiet", "--bare", ".")
         _git(field, folder, "fetch", "--quiet", "--depth=1", "--no-tags", "--", url, ref or "HEAD")

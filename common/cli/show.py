@@ -11,10 +11,11 @@ from common.cli import render
 from common.cli.api import NEWEST_OF, Api
 from common.cli.client import Client, client_options
 from common.cli.demand import demand, shares
+from common.cli.harvesters import workers
 from common.cli.measured import measured_fields
 from common.quantities import format_duration
 from common.states import JobState, TaskState, UnitState
-from common.wire import EventView, JobView, TaskView
+from common.wire import EventView, JobView, NodeInfo, PilotView, TaskView
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -207,6 +208,63 @@ def job(client: Client, job_id: int) -> None:
         render.print_fields(_job_fields(view))
 
 
+PILOT_COLUMNS: list[render.Column[PilotView]] = [
+    ("pilot", lambda pilot: pilot.id),
+    ("state", lambda pilot: pilot.state),
+    ("queue", lambda pilot: pilot.queue),
+    ("host", lambda pilot: pilot.host),
+    ("worker", lambda pilot: pilot.worker),
+    ("registered", lambda pilot: render.moment(pilot.registered)),
+    ("took", lambda pilot: render.span(pilot.registered, pilot.ended)),
+    ("reason", lambda pilot: pilot.end_reason),
+]
+
+
+@show.command()
+@click.option("--queue", metavar="NAME", help="Only those of this queue.")
+@click.option("--failed", is_flag=True, help="Only those that could not start, left with an error, or were lost.")
+@list_options
+def pilots(client: Client, limit: int, queue: Optional[str], failed: bool) -> None:
+    """List the newest pilots. See pilotage show pilot ID for the end of the log of one that failed."""
+    found = Api(client.http).newest_pilots(limit, queue=queue, failed=failed or None)
+    _print_newest(client, found, PILOT_COLUMNS, limit)
+
+
+@show.command()
+@click.argument("pilot_id", metavar="ID", type=ID)
+@client_options
+def pilot(client: Client, pilot_id: int) -> None:
+    """Show one pilot: the node that it runs on, what it offers, and how it ended."""
+    view = Api(client.http).pilot(pilot_id)
+    if client.as_json:
+        render.print_json(view)
+    else:
+        render.print_fields(_pilot_fields(view))
+
+
+def _pilot_fields(view: PilotView) -> list[tuple[str, object]]:
+    info, offer = view.node_info or NodeInfo(), view.offer
+    power = f", {info.core_power:g} HS23 a core ({info.power_source})" if info.core_power else ""
+    cpu = f"{info.cpu_model} {info.cpu_level}, {info.cores} cores, {info.threads} threads{power}"
+    gpus = [f"{gpu.model} ({gpu.memory_mb} MiB)" for gpu in offer.gpus] if offer is not None else []
+    return [
+        ("pilot", f"{view.id} ({view.version})"),
+        ("state", view.state),
+        ("worker", f"{view.worker}, node {view.node}"),
+        ("where", f"queue {view.queue}, site {view.site}, host {view.host}"),
+        ("registered", render.moment(view.registered)),
+        ("heard of", render.moment(view.heard)),
+        ("ended", render.moment(view.ended)),
+        ("reason", view.end_reason),
+        ("CPU", cpu if view.node_info is not None else None),
+        ("memory", f"{info.memory_mb} MiB" if info.memory_mb else None),
+        ("system", ", ".join(word for word in (info.os, info.kernel, info.libc) if word)),
+        ("GPUs", gpus),
+        ("tags", offer.tags if offer is not None else None),
+        ("log", view.log_tail),
+    ]
+
+
 def _job_fields(view: JobView) -> list[tuple[str, object]]:
     measured = {name: round(value, 3) if isinstance(value, float) else value for name, value in view.metrics.items()}
     return [
@@ -256,4 +314,5 @@ def events(client: Client, limit: int, newest: bool, task_id: Optional[int], job
 
 
 show.add_command(demand)
+show.add_command(workers)
 show.add_command(shares)

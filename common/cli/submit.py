@@ -45,6 +45,9 @@ def submit(client: Client, file: Path, follow: bool, sandbox: Optional[Path], jo
       input.counter = 200                      numbers, such as seeds
       input.single = true                      the stage itself, once
 
+    Its payload is jobscript_file, jobscript, jobscript_git, command or transformation (a program to fetch); processes run
+    before, beside and after it. pilotage pilot run-local tries one job of a stage on this machine.
+
     With files and datasets go pattern, limit, events_per_unit (ranges of events) and open (more files later: see
     pilotage inputs); with stages pattern and events_per_unit. files_per_job, events_per_job or merge say how much a
     job takes; common_input and secondary_inputs what it gets beside; sites, exclude_sites, max_distance and remote_io

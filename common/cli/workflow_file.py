@@ -26,6 +26,8 @@ from common.wire import (
     FileSpec,
     GpuRequest,
     MergeRule,
+    OutputPattern,
+    ProcessSpec,
     Requirements,
     SecondaryInput,
     StageInput,
@@ -37,6 +39,7 @@ T = TypeVar("T")
 Table = dict[str, Any]
 MIB = 1024 * 1024
 SOURCES = ("counter", "stage", "stages", "files", "files_from", "dataset", "single")
+PAYLOADS = ("jobscript", "jobscript_file", "command", "transformation")
 BESIDE_SOURCES = ("pattern", "first", "events", "limit", "events_per_unit", "open", "catalog")
 INPUT_REMEDY = (
     "say where the units come from: counter = 200, stage = 'name', files_from = 'list.json', "
@@ -106,20 +109,46 @@ class _Reader:
         self._quantity(stage, "far_after", "far_after_s", _seconds, path)
         if isinstance(stage.get("requirements"), dict):
             stage["requirements"] = self._requirements(stage["requirements"], join(path, "requirements"))
-        if isinstance(stage.get("outputs"), list):
-            stage["outputs"] = [{"pattern": o} if isinstance(o, str) else o for o in stage["outputs"]]
+        self._outputs(stage, path)
+        self._processes(stage, path)
         return stage
+
+    def _outputs(self, stage: Table, path: str) -> None:
+        if not isinstance(stage.get("outputs"), list):
+            return
+        outputs = [{"pattern": o} if isinstance(o, str) else o for o in stage["outputs"]]
+        stage["outputs"] = [dict(o) if isinstance(o, dict) else o for o in outputs]
+        for index, output in enumerate(stage["outputs"]):
+            if isinstance(output, dict):
+                where = f"{join(path, 'outputs')}[{index}]"
+                self._known(output, OutputPattern, {"max_size"}, where)
+                self._quantity(output, "max_size", "max_mb", _mebibytes, where)
+
+    def _processes(self, stage: Table, path: str) -> None:
+        """A program's address alone will do, and time limits may have units."""
+        if isinstance(stage.get("transformation"), str):
+            stage["transformation"] = {"url": stage["transformation"]}
+        if not isinstance(stage.get("processes"), list):
+            return
+        stage["processes"] = [dict(each) if isinstance(each, dict) else each for each in stage["processes"]]
+        for index, process in enumerate(stage["processes"]):
+            if isinstance(process, dict):
+                where = f"{join(path, 'processes')}[{index}]"
+                self._known(process, ProcessSpec, {"timeout"}, where)
+                self._quantity(process, "timeout", "timeout_s", _seconds, where)
 
     def _payload(self, stage: Table, path: str) -> None:
         """Fetch the jobscript and look at its first line; exactly one kind of payload must be there."""
-        given: list[str] = [name for name in ("jobscript", "jobscript_file", "command") if name in stage]
+        given: list[str] = [name for name in PAYLOADS if name in stage]
         if not given and self._jobscript_git:
             stage.setdefault("jobscript_git", self._jobscript_git)
         if isinstance(stage.get("jobscript_git"), str):
             given.append("jobscript_git")
         if len(given) != 1:
             found = f"{' and '.join(given)} are there" if given else "the payload is missing"
-            self._wrong(path, f"{found}: give one of jobscript_file, jobscript_git, jobscript or command")
+            self._wrong(
+                path, f"{found}: give one of jobscript_file, jobscript_git, jobscript, command or transformation"
+            )
         elif given == ["jobscript_git"]:
             self._from_git(stage, join(path, "jobscript_git"))
         name = stage.pop("jobscript_file", None)

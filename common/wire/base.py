@@ -14,6 +14,11 @@ Checksum = Annotated[str, msgspec.Meta(pattern=r"^(adler32:[0-9a-f]{8}|md5:[0-9a
 Text = Annotated[str, msgspec.Meta(max_length=4096)]
 NonNegative = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+Number = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
+"""A number that somebody else chose: an exit code, an error code."""
+Id = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Measured = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+"""What was looked up on a machine."""
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Optional
 import msgspec
 
 from common.states import TaskState
-from common.wire.base import Message, Name, Strict
+from common.wire.base import Id, Message, Name, Strict
 from common.wire.workflows import WorkflowView
 
 Reason = Annotated[str, msgspec.Meta(max_length=4096)]
@@ -24,7 +24,7 @@ class TaskCommand(Strict):
     command: str
     reason: Reason = ""
     hard: bool = False
-    units: Annotated[list[int], msgspec.Meta(max_length=10_000)] = []
+    units: Annotated[list[Id], msgspec.Meta(max_length=10_000)] = []
 
 
 class TaskChange(Strict, kw_only=True):

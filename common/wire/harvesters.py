@@ -7,20 +7,23 @@ from typing import Annotated, Optional
 import msgspec
 
 from common.states import WorkerState
-from common.wire.base import Message
+from common.wire.base import Count, Message, Number
 from common.wire.world import (
     Queue,
 )
+
+LogUrl = Annotated[str, msgspec.Meta(max_length=2048, pattern=r"^(https?|file)://[^\x00-\x20]*$(?!\n)")]
+"""Where something is to be seen: whatever else a browser may be made to run is none."""
 
 
 class Shape(Message):
     """What a worker asks its batch system for."""
 
-    cores: int = 1
-    memory_mb: int = 0
-    disk_mb: int = 0
-    wall_s: int = 0
-    gpus: int = 0
+    cores: Count = 1
+    memory_mb: Count = 0
+    disk_mb: Count = 0
+    wall_s: Count = 0
+    gpus: Count = 0
 
 
 class ShapeDemand(Message):
@@ -68,10 +71,20 @@ class DemandRefusal(Message):
     units: int
 
 
+class WorkerCount(Message):
+    """Workers of a shape: how many wait, or will soon, and how many run. Each has ``nodes`` nodes with a pilot on each."""
+
+    shape: Shape
+    queued: int = 0
+    running: int = 0
+    nodes: int = 1
+
+
 class DemandReply(Message):
     """``GET /v1/queues/{q}/demand``; ``computed`` says when. ``parts`` and ``refused`` are there with ``explain=true``.
 
     ``running`` pilots hold jobs, ``waiting`` workers wait in the batch system: their proportion is the queue's weight.
+    ``others`` are the workers of other harvesters than the one that asks.
     """
 
     queue: Queue
@@ -82,20 +95,29 @@ class DemandReply(Message):
     waiting: int = 0
     parts: list[DemandPart] = []
     refused: list[DemandRefusal] = []
+    others: list[WorkerCount] = []
 
 
 class WorkerReport(Message):
-    """A worker as harvester knows it. ``mark`` is unique for ever; ``secret_hash`` comes with the intention."""
+    """A worker as harvester knows it. ``mark`` is unique for ever; ``secret_hash`` comes with the intention.
+
+    ``host`` is where it runs or ran, and ``exit_code`` how it ended, as far as the batch system tells. Once it has ended and
+    its output is home, ``log_url`` says where that is, and ``log_tail`` is the last of what a worker that failed wrote.
+    """
 
     mark: Annotated[str, msgspec.Meta(min_length=8, max_length=64)]
     queue: str
     state: WorkerState
     shape: Shape = msgspec.field(default_factory=Shape)
-    nodes: int = 1
+    nodes: Count = 1
     batch_id: Optional[str] = None
     secret_hash: Optional[str] = None
     valid_s: float = 0.0
     reason: Annotated[str, msgspec.Meta(max_length=4096)] = ""
+    exit_code: Optional[Number] = None
+    host: Annotated[str, msgspec.Meta(max_length=255)] = ""
+    log_url: Optional[LogUrl] = None
+    log_tail: Annotated[str, msgspec.Meta(max_length=4096, pattern=r"^[^\x00]*$")] = ""
 
 
 class WorkersReportRequest(Message):
@@ -106,12 +128,16 @@ class WorkersReportRequest(Message):
 
 
 class WorkerOutcome(Message):
-    """What the server made of one report. ``pilots_alive`` counts the worker's pilots that still report."""
+    """What the server made of one report. ``pilots_alive`` counts the worker's pilots that still report,
+    ``pilots_seen`` all that ever registered; a server that does not say leaves it out. With ``push`` jobs are to be claimed
+    for the worker before it is submitted."""
 
     mark: str
     accepted: bool
     reason: str = ""
     pilots_alive: int = 0
+    pilots_seen: Optional[int] = None
+    push: bool = False
 
 
 class WorkersReportReply(Message):

@@ -8,28 +8,64 @@ from typing import Annotated, Any, Optional
 import msgspec
 
 from common.states import JobState, UnitState
-from common.wire.base import Checksum, Count, Message, NonNegative, Positive, Text
+from common.wire.base import Checksum, Count, Id, Measured, Message, NonNegative, Number, Positive, Text
+from common.wire.harvesters import Shape
 from common.wire.outputs import Registration
+from common.wire.payloads import FetchedProgram, SideProcess
+from common.wire.peeks import PeekOrder
+from common.wire.probes import ProbeOrder, ProbeReport
 from common.wire.workflows import (
     Needs,
     OutputRule,
+    Page,
 )
 from common.wire.world import (
+    Activity,
     Queue,
 )
 
 
 class Gpu(Message):
-    """A GPU of a slot."""
+    """A GPU of a slot, or an instance that one is partitioned into (NVIDIA's MIG), whose card's UUID is its ``parent``.
+
+    ``uuid`` and ``index`` (among all of the vendor's that the slot can open) are what the vendor's libraries know it by;
+    ``capability`` what it can run: the compute capability (``9.0``), the instruction set (``gfx90a``). ``pci`` is where it sits.
+    """
 
     vendor: str
     model: str
-    memory_mb: int
+    memory_mb: Measured
     uuid: str = ""
+    index: Measured = 0
+    driver: str = ""
+    capability: str = ""
+    parent: str = ""
+    pci: str = ""
+
+
+CONTAINER_TAG = "apptainer"
+"""Tag of a slot that runs payloads in containers."""
+ACCOUNTS_TAG = "payload-users"
+"""Tag of a slot that runs each payload as a user of its own."""
+
+
+class ForeignTerms(Message):
+    """What a pilot of another system takes, beside what its slot holds: jobs of so many cores and so much memory a core in
+    MiB (zero: as many as the slot has), and of these shares only, if any are named."""
+
+    min_cores: Count = 0
+    max_cores: Count = 0
+    min_core_mb: Count = 0
+    max_core_mb: Count = 0
+    shares: Annotated[list[Annotated[str, msgspec.Meta(max_length=255)]], msgspec.Meta(max_length=1000)] = []
 
 
 class Offer(Message):
-    """What a slot can do now (DESIGN 5.13): free cores, memory, scratch and the wall time left."""
+    """What a slot can do now (DESIGN 5.13): free cores, memory, scratch and the wall time left.
+
+    ``tags`` are what tasks may ask for: the platform's, :data:`CONTAINER_TAG`, :data:`ACCOUNTS_TAG`, the queue's own.
+    ``foreign`` is there for a pilot of another system, which is told the names of its outputs before it begins.
+    """
 
     cores: Positive = 1
     memory_mb: Count = 0
@@ -37,6 +73,33 @@ class Offer(Message):
     wall_s: Count = 0
     gpus: list[Gpu] = []
     tags: Annotated[list[Annotated[str, msgspec.Meta(max_length=255)]], msgspec.Meta(max_length=200)] = []
+    foreign: Optional[ForeignTerms] = None
+
+
+_Words = Annotated[str, msgspec.Meta(max_length=255)]
+
+
+class NodeInfo(Message):
+    """What a pilot runs on, for people: told once, when it registers. Empty or zero means not known.
+
+    ``cpu_level`` is the highest that the CPU's flags reach, such as ``x86-64-v3``. ``cores`` are those of the machine,
+    ``threads`` what they run at once, ``memory_mb`` all its memory. ``core_power`` is what one core does, in HS23 unless
+    ``power_source`` says otherwise: machine or job features, or the configured benchmark.
+    """
+
+    cpu_model: _Words = ""
+    cpu_level: _Words = ""
+    architecture: _Words = ""
+    cores: Measured = 0
+    threads: Measured = 0
+    memory_mb: Measured = 0
+    os: _Words = ""
+    kernel: _Words = ""
+    libc: _Words = ""
+    python: _Words = ""
+    virtual: bool = False
+    core_power: float = 0.0
+    power_source: _Words = ""
 
 
 class PilotRegistration(Message):
@@ -48,6 +111,7 @@ class PilotRegistration(Message):
     node: Count = 0
     version: str = ""
     offer: Offer = msgspec.field(default_factory=Offer)
+    node_info: Optional[NodeInfo] = None
 
 
 class PilotSettings(Message):
@@ -59,22 +123,29 @@ class PilotSettings(Message):
 
 
 class PilotGrant(Message):
-    """Answer to a registration."""
+    """Answer to a registration. ``shape`` is what the worker asked its batch system for: no slot is larger (zero: not
+    known)."""
 
     pilot_id: int
     token: str
     token_expires: float
     queue: Queue
     settings: PilotSettings = msgspec.field(default_factory=PilotSettings)
+    shape: Shape = msgspec.field(default_factory=lambda: Shape(cores=0))
 
 
 class AcquireRequest(Message):
-    """``POST /v1/jobs:acquire``. The same ``request_id`` of the same pilot gets the same jobs."""
+    """``POST /v1/jobs:acquire``. The same ``request_id`` of the same pilot gets the same jobs.
+
+    With ``ahead`` the offer is the part of a running job that will soon be over, so that the next job's input can come
+    meanwhile: answered only from tasks with more ready units than slots that could begin one now.
+    """
 
     request_id: Annotated[str, msgspec.Meta(min_length=8, max_length=64)]
     offer: Offer
     max_jobs: Positive = 1
     wait_s: float = 0.0
+    ahead: bool = False
 
 
 class Replica(Message):
@@ -83,6 +154,7 @@ class Replica(Message):
     storage: str
     url: str
     distance: int
+    activity: Activity = Activity.READ_LAN
 
 
 class AssignedFile(Message):
@@ -121,8 +193,10 @@ class AssignedSandbox(Message):
 class Assignment(Message, kw_only=True):
     """A job: all that a pilot needs to run it. ``secrets`` are its owner's, by name: for the payload only.
 
+    It is ``preassigned`` if harvester claimed it for the pilot before that was there.
     With ``remote_io`` the payload reads its units' files straight from the storage, by the URLs that are named: they are
-    not copied, and the slot was not asked for the disk that they would take.
+    not copied, and the slot was not asked for the disk that they would take. With a ``probe`` the pilot does what that
+    says in place of a payload: there is none. ``query`` is what the task's input was asked for, where it was.
     """
 
     job_id: int
@@ -137,11 +211,19 @@ class Assignment(Message, kw_only=True):
     secondary: dict[str, list[AssignedFile]] = {}
     jobscript: Optional[str] = None
     command: Optional[list[str]] = None
+    transformation: Optional[FetchedProgram] = None
+    processes: list[SideProcess] = []
+    plugin: Optional[str] = None
+    allow_no_output: bool = False
+    log_files: list[str] = []
     image: Optional[str] = None
     environment: dict[str, str] = {}
     sandbox: Optional[AssignedSandbox] = None
     secrets: dict[str, str] = {}
     remote_io: bool = False
+    probe: Optional[ProbeOrder] = None
+    preassigned: bool = False
+    query: str = ""
 
 
 class Refusal(Message):
@@ -167,14 +249,17 @@ class AcquireReply(Message):
 class Metrics(Message):
     """Measured so far by the pilot; zero means not known.
 
-    ``max_pss_mb`` counts shared pages once. ``leak_kb_s`` is the slope of the payload's memory over its run.
-    ``read_bytes`` and ``written_bytes`` are the payload's own, ``events`` what it says it processed.
+    ``max_rss_mb`` is what was resident of all processes, ``max_pss_mb`` counts pages that they share once (measured only
+    where the other is above the limit), ``max_swap_mb`` is what was swapped out. ``leak_kb_s`` is the slope of the payload's
+    memory over its run. ``read_bytes`` and ``written_bytes`` came from and went to disks for the payload, ``events`` is what
+    it says it processed.
     """
 
     wall_s: float = 0.0
     cpu_s: float = 0.0
     max_rss_mb: float = 0.0
     max_pss_mb: float = 0.0
+    max_swap_mb: float = 0.0
     leak_kb_s: float = 0.0
     read_bytes: int = 0
     written_bytes: int = 0
@@ -186,12 +271,14 @@ class Metrics(Message):
     stage_out_bytes: int = 0
     processes: int = 0
     energy_j: float = 0.0
+    gpu_percent: float = 0.0
+    gpu_memory_mb: float = 0.0
 
 
 class JobReport(Message):
     """State of one job that the pilot holds."""
 
-    job_id: int
+    job_id: Id
     state: JobState
     metrics: Optional[Metrics] = None
 
@@ -214,11 +301,12 @@ class Instruction(str, Enum):
 
 
 class JobInstruction(Message):
-    """Answer for one job of a heartbeat."""
+    """Answer for one job of a heartbeat; ``peeks`` are what people want to see of it, until that is answered."""
 
     job_id: int
     instruction: Instruction = Instruction.CONTINUE
     reason: str = ""
+    peeks: list[PeekOrder] = []
 
 
 class HeartbeatReply(Message):
@@ -239,9 +327,10 @@ class UnitsAcquireRequest(Message):
 
 
 class UnitsAcquireReply(Message):
-    """Units, nearest first; none when there are no more."""
+    """Units, nearest first; none when there are no more. ``remote_io`` as in an assignment."""
 
     units: list[AssignedUnit] = []
+    remote_io: bool = False
 
 
 class UnitOutcome(str, Enum):
@@ -260,7 +349,7 @@ class UnitOutcome(str, Enum):
 class UnitResult(Message):
     """Outcome of one unit."""
 
-    unit_id: int
+    unit_id: Id
     outcome: UnitOutcome
 
 
@@ -284,7 +373,10 @@ class OutputRole(str, Enum):
 
 
 class OutputRecord(Message):
-    """A file that the pilot is about to upload. ``name`` is its name in the working directory."""
+    """A file that the pilot is about to upload. ``name`` is its name in the working directory.
+
+    ``avoid`` are storages that did not take it: recorded again, it gets another place if the queue allows that.
+    """
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=255, pattern=r"^[^/\x00-\x1f]+$(?!\n)")]
     size: NonNegative
@@ -293,6 +385,7 @@ class OutputRecord(Message):
     pattern: Optional[str] = None
     events: Optional[NonNegative] = None
     attributes: dict[str, Any] = {}
+    avoid: Annotated[list[str], msgspec.Meta(max_length=100)] = []
 
 
 class RecordRequest(Message):
@@ -312,6 +405,7 @@ class OutputDestination(Message):
     storage: str
     urls: list[str]
     registration: Registration = Registration.NONE
+    activity: Activity = Activity.WRITE_LAN
 
 
 class RecordReply(Message):
@@ -332,7 +426,7 @@ class BadReplica(Message):
 
     did: str
     storage: str
-    error_code: int
+    error_code: Number
     detail: str = ""
 
 
@@ -341,19 +435,20 @@ class FinishRequest(Message):
 
     ``state`` is ``finished``, ``failed``, ``cancelled`` or ``closed``. A job may finish although some units failed.
     The server keeps a digest of the request: a repeat is answered as the first time. ``asked`` is how many units the
-    jobscript asked for by get-file.
+    jobscript asked for by get-file, ``probe`` what a probe found.
     """
 
     state: JobState
     units: list[UnitResult] = []
     outputs: list[UploadedOutput] = []
     bad_replicas: list[BadReplica] = []
-    exit_code: Optional[int] = None
-    error_code: Optional[int] = None
+    exit_code: Optional[Number] = None
+    error_code: Optional[Number] = None
     error_detail: Annotated[str, msgspec.Meta(max_length=8192)] = ""
     metrics: Optional[Metrics] = None
     log_tail: Annotated[str, msgspec.Meta(max_length=65536)] = ""
-    asked: Optional[int] = None
+    asked: Optional[Number] = None
+    probe: Optional[ProbeReport] = None
 
 
 class FinishReply(Message):
@@ -364,9 +459,39 @@ class FinishReply(Message):
     units: dict[str, UnitState] = {}
 
 
+class PilotView(Message, kw_only=True):
+    """``GET /v1/pilots/{id}``: a pilot, where it runs, and what became of it.
+
+    ``state`` is ``active``, ``ended`` or ``lost``. ``log_tail`` is the end of its log, of one that left with an error:
+    for production managers and admins.
+    """
+
+    id: int
+    worker: str
+    node: int = 0
+    queue: str
+    site: str
+    host: str = ""
+    version: str = ""
+    state: str
+    registered: float
+    heard: Optional[float] = None
+    ended: Optional[float] = None
+    end_reason: str = ""
+    log_tail: str = ""
+    offer: Optional[Offer] = None
+    node_info: Optional[NodeInfo] = None
+
+
+class PilotPage(Page):
+    """``GET /v1/pilots``: what is known of pilots in short, without offer, node and log."""
+
+    items: list[PilotView] = []
+
+
 class PilotEnd(Message):
     """``POST /v1/pilots/{id}:end``: the pilot leaves; ``reason`` and the end of its log are for people."""
 
     reason: Text = ""
-    error_code: Optional[int] = None
+    error_code: Optional[Number] = None
     log_tail: Annotated[str, msgspec.Meta(max_length=65536)] = ""

@@ -10,6 +10,7 @@ import msgspec
 from common.states import JobState, TaskState, UnitState
 from common.wire.base import Checksum, Count, Did, Message, Name, NonNegative, Positive, Strict
 from common.wire.outputs import Registration
+from common.wire.payloads import LogPattern, ProcessSpec, Transformation
 
 Pattern = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 """A wildcard pattern of names: ``*``, ``?`` and ``[…]``."""
@@ -34,7 +35,10 @@ class GpuRequest(GpuNeeds, forbid_unknown_fields=True):
 
 
 class Needs(Message):
-    """What each job of a task needs. ``disk_mb`` is beside the input; zero wall time means unknown."""
+    """What each job of a task needs. ``disk_mb`` is beside the input; zero wall time means unknown.
+
+    A payload that does nothing for ``looping_s`` hangs and is killed (zero: it never is; left out: as the queue has it).
+    """
 
     cores: Positive = 1
     memory_mb: Count = 1000
@@ -42,6 +46,7 @@ class Needs(Message):
     wall_s: Count = 0
     gpus: Optional[GpuNeeds] = None
     tags: list[str] = []
+    looping_s: Optional[Count] = None
 
 
 class Requirements(Needs, forbid_unknown_fields=True):
@@ -149,12 +154,15 @@ class OutputRule(Message):
     """Files that the payload leaves in its working directory.
 
     ``storage`` names where they go; without it the nearest writable storage is taken. An output that is not
-    ``optional`` and not there fails the job.
+    ``optional`` and not there fails the job, and so does a file that is larger than ``max_mb`` MiB (zero: no limit of
+    the stage's own). What a job that fails left of it goes into its log archive if ``keep_partial`` says so.
     """
 
     pattern: Annotated[str, msgspec.Meta(min_length=1, max_length=255, pattern=r"^[^/\x00-\x1f]+$(?!\n)")]
     storage: Optional[Name] = None
     optional: bool = False
+    max_mb: Count = 0
+    keep_partial: bool = False
 
 
 class OutputPattern(OutputRule, forbid_unknown_fields=True):
@@ -223,7 +231,10 @@ class GitSource(Strict, kw_only=True):
 class StageSpec(Strict, kw_only=True):
     """One stage of a workflow; it becomes a task.
 
-    Either ``jobscript`` (text with a shebang) or ``command`` (arguments) is the payload. A job takes ``files_per_job``
+    Either ``jobscript`` (text with a shebang), ``command`` (arguments) or ``transformation`` (a program to fetch) is the
+    payload; ``processes`` run around it. With ``allow_no_output`` a job that leaves no output at all is as good as one
+    that leaves them all. ``log_files`` go into the log archive beside what it has anyway. ``plugin`` names the plug-in of
+    the group ``pilotage.payloads`` that the pilot asks, in place of the queue's. A job takes ``files_per_job``
     units, or as many as hold ``events_per_job`` events, or whose files have ``mb_per_job`` MiB; with none of them, as
     many as the slot can hold by what the first jobs measured, and one until then. A large task starts with a few
     ``scouts`` that measure. ``cpu_per_event`` is its CPU time in HS23 seconds, where that is known beforehand; measuring
@@ -241,9 +252,14 @@ class StageSpec(Strict, kw_only=True):
     secrets: Annotated[list[SecretName], msgspec.Meta(max_length=20)] = []
     attributes: dict[str, Any] = {}
     command: Optional[Annotated[list[str], msgspec.Meta(min_length=1)]] = None
+    transformation: Optional[Transformation] = None
+    processes: Annotated[list[ProcessSpec], msgspec.Meta(max_length=20)] = []
+    plugin: Optional[Name] = None
     image: Optional[str] = None
     environment: dict[str, str] = {}
     outputs: list[OutputPattern] = []
+    allow_no_output: bool = False
+    log_files: Annotated[list[LogPattern], msgspec.Meta(max_length=100)] = []
     common_input: list[FileSpec] = []
     secondary_inputs: Annotated[list[SecondaryInput], msgspec.Meta(max_length=100)] = []
     requirements: Requirements = msgspec.field(default_factory=Requirements)
@@ -366,6 +382,7 @@ class UnitView(Message):
     size: Optional[int] = None
     events: Optional[int] = None
     first_event: Optional[int] = None
+    counter: Optional[int] = None
     job_id: Optional[int] = None
     payload_failures: int = 0
     other_failures: int = 0

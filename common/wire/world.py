@@ -8,17 +8,38 @@ from typing import Annotated, Optional
 import msgspec
 
 from common.states import ResourceState
-from common.wire.base import Count, Message, Name, Strict
+from common.wire.base import Checksum, Count, Message, Name, NonNegative, Strict
 from common.wire.outputs import Registration
 
 
 class Activity(str, Enum):
-    """What an endpoint of a storage may be used for."""
+    """What an endpoint of a storage may be used for. At the site of the storage it is LAN, elsewhere WAN.
+
+    Logs go where something is for ``logs``, as long as it can be reached; otherwise like other outputs.
+    """
 
     READ_LAN = "read_lan"
     WRITE_LAN = "write_lan"
     READ_WAN = "read_wan"
     WRITE_WAN = "write_wan"
+    LOGS = "logs"
+
+
+DATA = (Activity.READ_LAN, Activity.WRITE_LAN, Activity.READ_WAN, Activity.WRITE_WAN)
+"""What an endpoint is for when nothing is said."""
+
+
+class CredentialKind(str, Enum):
+    """What a storage wants to be shown."""
+
+    AMBIENT = "ambient"
+    """Whatever the pilot has from its surroundings."""
+    NONE = "none"
+    """Nothing: anybody may, and nothing is shown."""
+    TOKEN = "token"
+    """A bearer token (WLCG profile)."""
+    PROXY = "proxy"
+    """An X.509 proxy certificate (RFC 3820)."""
 
 
 class Downtime(Strict):
@@ -45,6 +66,64 @@ class SiteSpec(Strict):
     downtimes: Downtimes = []
 
 
+Repository = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9.\-]*(/[^\x00-\x20]*)?$(?!\n)", max_length=500)]
+"""A CVMFS repository, or a folder in one, as it is called below ``/cvmfs``."""
+Place = Annotated[str, msgspec.Meta(pattern=r"^[^\x00-\x20]+:[^\x00-\x20]+$(?!\n)", max_length=2048)]
+"""A URL, or ``host:port``."""
+
+
+class NodeChecks(Message, kw_only=True):
+    """What a node must pass before its pilot asks for its first job. One that fails is reported, and left. A queue that
+    does not say takes the values here.
+
+    Always looked at: the scratch folder can be written, synced and executed from. ``clock_s`` is how far the clock may be
+    from the server's (0: not looked at), ``scratch_mb`` the least free scratch. ``cvmfs`` are repositories (or folders in
+    them) that must be mounted. With ``container`` a container must run. ``gpus`` is how many GPUs the slot must have.
+    Each of ``reachable`` (a URL, or host:port) must accept a connection.
+    """
+
+    clock_s: Count = 300
+    scratch_mb: Count = 0
+    cvmfs: list[Repository] = []
+    container: bool = False
+    gpus: Count = 0
+    reachable: list[Place] = []
+
+
+class NodeChecksSpec(NodeChecks, forbid_unknown_fields=True, kw_only=True):
+    """The same, as an admin describes it."""
+
+
+class PayloadLimits(Message):
+    """What payloads may use in a queue; what is left out is as the pilot is configured, and zero means that it is not
+    looked at.
+
+    Of the memory that a job asked for a payload may use ``memory_factor`` times as much, and more than that for
+    ``memory_grace_s``. A log may have ``stdout_mb``; there may be so many ``processes`` at a time. One that does nothing for
+    ``looping_s`` hangs. ``wall_warning_s`` before the end it gets SIGUSR1, if it handles that.
+    """
+
+    memory_factor: Optional[Annotated[float, msgspec.Meta(ge=0, le=1000)]] = None
+    memory_grace_s: Optional[Count] = None
+    stdout_mb: Optional[Count] = None
+    processes: Optional[Count] = None
+    looping_s: Optional[Count] = None
+    wall_warning_s: Optional[Count] = None
+
+
+class PayloadLimitsSpec(PayloadLimits, forbid_unknown_fields=True):
+    """The same, as an admin describes it."""
+
+
+class QueueMode(str, Enum):
+    """When the jobs of a worker are claimed."""
+
+    PULL = "pull"
+    """Its pilot asks for them when it runs."""
+    PUSH = "push"
+    """Harvester asks for them before it submits the worker, whose pilot finds them there."""
+
+
 class Queue(Message, kw_only=True):
     """A computing resource: the most that one slot of it can offer. Zero means no limit.
 
@@ -53,7 +132,12 @@ class Queue(Message, kw_only=True):
     own user, who can read the pilot's credentials: only a ``trusted`` queue gets such work.
     ``heartbeat_timeout_s`` stands in for the setting of that name. With ``no_reassign`` nothing is taken from a pilot
     because it is silent or slow, only when the batch system says that its worker has ended. With ``remote_io`` payloads
-    may read their input straight from storages that have a protocol for it.
+    may read their input straight from storages that have a protocol for it. ``copytools`` are tried in their order, for an
+    activity those of ``copytools_for``. With ``alternative_stage_out`` an output that a storage does not take goes to the
+    next one, unless its task names the storage. An output of more than ``max_output_mb`` MiB
+    fails its job. ``plugin`` names the plug-in of the group ``pilotage.payloads`` for stages that name none.
+    In ``mode`` push a worker asks its batch system for no more than its jobs need, if ``shape_from_jobs``, and its pilot
+    leaves when they are over, unless with ``pull_more`` it asks for others.
     """
 
     name: Name
@@ -72,28 +156,69 @@ class Queue(Message, kw_only=True):
     cpu_efficiency: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.9
     tags: list[str] = []
     copytools: list[Name] = []
+    copytools_for: dict[Activity, list[Name]] = {}
+    alternative_stage_out: bool = False
     container_binds: list[str] = []
+    node_checks: Optional[NodeChecks] = None
+    max_output_mb: Count = 0
+    limits: Optional[PayloadLimits] = None
+    plugin: Optional[Name] = None
+    mode: QueueMode = QueueMode.PULL
+    shape_from_jobs: bool = True
+    pull_more: bool = False
     description: str = ""
 
 
 class QueueSpec(Queue, forbid_unknown_fields=True, kw_only=True):
     """The same, as an admin describes it: no job is given to it that would end in one of its ``downtimes``."""
 
+    limits: Optional[PayloadLimitsSpec] = None
+    node_checks: Optional[NodeChecksSpec] = None
     downtimes: Downtimes = []
 
 
 class Endpoint(Strict):
-    """A way to reach a storage: ``url`` is its prefix, such as ``root://host:1094//data`` or ``file:///data``."""
+    """A way to reach a storage: ``url`` is its prefix, such as ``root://host:1094//data`` or ``file:///data``.
+
+    ``credential`` is what it wants to be shown, and ``provider`` names the section ``[server.credentials.NAME]`` that
+    pilots get it from; without one, pilots show what they have of that kind themselves. Tokens are for its ``audience``;
+    their scopes leave out ``token_prefix``, the path that the storage puts before them. A payload that reads directly
+    gets a token for its own files; a proxy, which cannot be narrowed to them, only from ``payload_provider``.
+    """
 
     url: Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9+.\-]*://[^\x00-\x20]*$(?!\n)", max_length=2048)]
-    activities: list[Activity] = msgspec.field(default_factory=lambda: list(Activity))
+    activities: list[Activity] = msgspec.field(default_factory=lambda: list(DATA))
+    credential: CredentialKind = CredentialKind.AMBIENT
+    provider: Optional[Name] = None
+    payload_provider: Optional[Name] = None
+    audience: Annotated[str, msgspec.Meta(pattern=r"^[^\x00-\x20]*$(?!\n)", max_length=2048)] = ""
+    token_prefix: Annotated[str, msgspec.Meta(pattern=r"^(/[^\x00-\x20]*)?$(?!\n)", max_length=2048)] = ""
+
+
+class KnownFile(Strict, kw_only=True):
+    """A file that is known to lie on a storage: at ``path`` below its prefix, of this size and checksum where they are given."""
+
+    path: Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
+    size: Optional[NonNegative] = None
+    checksum: Optional[Checksum] = None
+
+
+class OutputNaming(str, Enum):
+    """Where a new file lies below a storage's prefix."""
+
+    JOB = "job"
+    """``scope/task/job/name``."""
+    RUCIO_HASH = "rucio-hash"
+    """Where Rucio looks for it on a deterministic RSE: ``scope/xx/yy/name``, from the MD5 sum of its DID."""
+    RUCIO_IDENTITY = "rucio-identity"
+    """The same with Rucio's algorithm ``identity``: ``scope/name``."""
 
 
 class StorageSpec(Strict, kw_only=True):
     """An endpoint with protocols, at a site.
 
     What lies on a ``tape`` must be recalled before it can be read: ``stager`` names the section of the server's
-    configuration that says how.
+    configuration that says how. ``naming`` says how new files are named here. Probes read ``probe_file`` beside what they have written themselves.
     """
 
     name: Name
@@ -101,7 +226,9 @@ class StorageSpec(Strict, kw_only=True):
     tape: bool = False
     stager: Optional[Name] = None
     registration: Registration = Registration.NONE
+    naming: OutputNaming = OutputNaming.JOB
     status: ResourceState = ResourceState.ONLINE
+    probe_file: Optional[KnownFile] = None
     endpoints: Annotated[list[Endpoint], msgspec.Meta(min_length=1)]
     description: str = ""
     downtimes: Downtimes = []
@@ -153,3 +280,35 @@ class StorageList(Message):
 
 class ShareList(Message):
     items: list[ShareSpec] = []
+
+
+class ImportSource(Message, kw_only=True):
+    """A document that describes a part of the world: where it is, how many entries were taken, those that were left out and
+    why, and those of which admins have changed fields by hand (no field: all of it is theirs). With a ``problem``
+    nothing of it was taken."""
+
+    name: str
+    where: str = ""
+    entries: int = 0
+    problem: str = ""
+    skipped: dict[str, str] = {}
+    by_hand: dict[str, list[str]] = {}
+
+
+class ImportChange(Message):
+    """A site, storage or queue that was ``created``, ``changed``, ``drained`` because it has vanished, or came ``back``."""
+
+    kind: str
+    name: str
+    what: str
+    fields: list[str] = []
+
+
+class ImportReport(Message):
+    """``GET /v1/imports/cric``: what the last look brought, and the ``changes`` of the last that brought some."""
+
+    source: str
+    time: float = 0.0
+    sources: list[ImportSource] = []
+    changed: float = 0.0
+    changes: list[ImportChange] = []

@@ -13,7 +13,7 @@ A call that fails as a whole raises :class:`BackendError`; the caller treats eve
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -48,7 +48,9 @@ class WorkerSpec:
 
     ``command`` is the pilot's argument list; the backend fills ``{secret_file}`` and ``{work_dir}`` in with where it
     places them (see :func:`fill`). ``environment`` holds no secrets. ``secret`` is written by the backend as a file of
-    mode 0600 and goes nowhere else.
+    mode 0600 and goes nowhere else. ``files`` go with the worker, by the name that they get beside it. The worker is one
+    of ``nodes`` nodes with a pilot on each; ``shape`` is that of one node. ``submit`` is what the queue's configuration
+    says to this backend about its workers.
     """
 
     mark: str
@@ -57,6 +59,9 @@ class WorkerSpec:
     command: Sequence[str]
     environment: Mapping[str, str]
     secret: str = field(repr=False)
+    nodes: int = 1
+    files: Mapping[str, Path] = field(default_factory=dict)
+    submit: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -101,18 +106,24 @@ class Observation(Enum):
 
 @dataclass(frozen=True)
 class StatusOutcome:
-    """Status of one worker. ``native`` is the batch system's own word; ``exit_code`` comes with an end, if known."""
+    """Status of one worker. ``native`` is the batch system's own word; ``exit_code`` comes with an end, if known.
+
+    ``host`` is the node that it runs or ran on, where the batch system tells it.
+    """
 
     observation: Observation
     state: WorkerState | None = None
     native: str = ""
     reason: str = ""
     exit_code: int | None = None
+    host: str = ""
 
     @classmethod
-    def of(cls, state: WorkerState, native: str, reason: str = "", exit_code: int | None = None) -> StatusOutcome:
+    def of(
+        cls, state: WorkerState, native: str, reason: str = "", exit_code: int | None = None, host: str = ""
+    ) -> StatusOutcome:
         """The batch system named a state."""
-        return cls(Observation.STATE, state, native, reason, exit_code)
+        return cls(Observation.STATE, state, native, reason, exit_code, host)
 
     @classmethod
     def denied(cls, reason: str = "") -> StatusOutcome:
@@ -177,11 +188,110 @@ class Killable(Protocol):
 
 
 @runtime_checkable
+class Withdrawable(Protocol):
+    """A backend that can end workers on condition that they have not started: a started one may hold work by now."""
+
+    def withdraw(self, refs: Sequence[WorkerRef]) -> dict[str, str]:
+        """Ask the batch system to end those workers that still wait; it must itself look before it does.
+
+        Repeating it is harmless. Their end shows in a later status.
+
+        Returns:
+            why not, for each mark whose request was not taken; one that has started needn't be among them.
+
+        Raises:
+            BackendError: the batch system could not be asked.
+        """
+
+
+@dataclass(frozen=True)
+class BatchLoad:
+    """How many jobs wait and run in a batch system in all, whoever submitted them."""
+
+    waiting: int
+    running: int
+
+
+@runtime_checkable
+class Backlog(Protocol):
+    """A backend that can tell how full its batch system is."""
+
+    def backlog(self, submit: Mapping[str, Any]) -> BatchLoad:
+        """Count the jobs where workers of a queue with these ``submit`` options would go (a partition, a CE's queue).
+
+        Raises:
+            BackendError: the batch system could not be asked.
+        """
+
+
+@runtime_checkable
+class Settling(Protocol):
+    """A backend whose submissions may still arrive after harvester was cut off in one: by a command or a request that
+    outlives it."""
+
+    @property
+    def settle_s(self) -> float:
+        """For how long. Until then a mark that isn't found may still turn up, and its worker isn't submitted again."""
+
+
+@runtime_checkable
 class Cleanable(Protocol):
     """A backend that keeps things of ended workers."""
 
     def clean(self, refs: Sequence[WorkerRef]) -> None:
         """Remove what is left of workers that have ended; repeating it is harmless."""
+
+
+@runtime_checkable
+class LogKeeper(Protocol):
+    """A backend that can bring home what its ended workers wrote."""
+
+    def fetch_logs(self, folders: Mapping[WorkerRef, Path]) -> dict[str, str]:
+        """Put ``stdout`` and ``stderr`` of each worker, and what else it left of use, into its folder.
+
+        Repeating it is harmless. A folder that exists is written into.
+
+        Returns:
+            why not, for each mark whose logs could not be had; empty when all were.
+
+        Raises:
+            BackendError: the batch system could not be asked.
+        """
+
+
+@runtime_checkable
+class Listing(Protocol):
+    """A backend that can list all workers that were submitted through it, remembered or not."""
+
+    def list_workers(self) -> list[WorkerRef]:
+        """Those that wait or run: told apart from other jobs of the same account by the mark that each carries.
+
+        Raises:
+            BackendError: the batch system could not be asked.
+        """
+
+
+@runtime_checkable
+class Particular(Protocol):
+    """A backend that takes options for the workers of a queue (``submit``), besides its own."""
+
+    def check_submit(self, submit: Mapping[str, Any]) -> None:
+        """Whether they make sense. Raises ConfigError: names the option and the remedy."""
+
+
+@runtime_checkable
+class Closable(Protocol):
+    """A backend that keeps something open between its calls: a connection, a process."""
+
+    def close(self) -> None:
+        """Give it up; no call is under way. A later call opens it again."""
+
+
+def close_all(backends: Iterable[Backend]) -> None:
+    """Close those that keep something open."""
+    for backend in {id(each): each for each in backends}.values():
+        if isinstance(backend, Closable):
+            backend.close()
 
 
 class BackendFactory(Protocol):

@@ -15,9 +15,10 @@ from typing import Annotated, Any, Optional
 import msgspec
 
 from common.clock import Clock
-from common.states import WorkerState
+from common.states import FINAL_WORKER_STATES, WorkerState
 from harvester.backends.base import (
     BackendError,
+    BatchLoad,
     StatusOutcome,
     SubmitOutcome,
     SubmitResult,
@@ -54,18 +55,23 @@ STATES: dict[FakeState, WorkerState] = {
 }
 """What each of them means to harvester."""
 
+WAITING = (FakeState.IDLE, FakeState.HELD)
 _EXIT_CODES = {FakeState.COMPLETED: 0, FakeState.FAILED: 1}
 _Rate = Annotated[float, msgspec.Meta(ge=0, le=1)]
 _Seconds = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class FakeOptions(msgspec.Struct, forbid_unknown_fields=True):
-    """Options of the backend. Rates are fractions: of workers that fail, and of submissions that are refused."""
+    """Options of the backend. Rates are fractions: of workers that fail, and of submissions that are refused.
+
+    With ``hosts`` workers run on ``node0``, ``node1`` and so on in turn.
+    """
 
     start_delay_s: _Seconds = 1.0
     run_s: _Seconds = 60.0
     failure_rate: _Rate = 0.0
     refusal_rate: _Rate = 0.0
+    hosts: Annotated[int, msgspec.Meta(ge=0)] = 0
     journal: Optional[str] = None
 
 
@@ -80,11 +86,12 @@ class _Job(msgspec.Struct):
 
 class FakeBatchSystem:
     """The batch system itself. Set ``down`` to make every call fail, ``lose_answers`` to take submissions and then
-    fail; ``forget``, ``hold`` and ``release`` do to a worker what admins do."""
+    fail; ``foreign`` is what else it has to do. ``forget``, ``hold`` and ``release`` do to a worker what admins do."""
 
     def __init__(self, options: FakeOptions, clock: Clock) -> None:
         self.down = False
         self.lose_answers = False
+        self.foreign = BatchLoad(0, 0)
         self._options = options
         self._clock = clock
         self._jobs: dict[str, _Job] = {}
@@ -124,6 +131,11 @@ class FakeBatchSystem:
         if age < self._options.start_delay_s + self._options.run_s:
             return FakeState.RUNNING
         return FakeState.FAILED if _chance("fail", job.mark) < self._options.failure_rate else FakeState.COMPLETED
+
+    def host(self, job: _Job) -> str:
+        """Where a worker runs or ran; empty while it waits."""
+        waits = job.removed or self.state(job) in WAITING
+        return "" if waits or not self._options.hosts else f"node{job.number % self._options.hosts}"
 
     def hold(self, mark: str) -> None:
         """Hold a worker."""
@@ -202,7 +214,7 @@ class FakeBackend:
         if job is None:
             return StatusOutcome.denied("no such worker")
         state = self.system.state(job)
-        return StatusOutcome.of(STATES[state], state.value, "", _EXIT_CODES.get(state))
+        return StatusOutcome.of(STATES[state], state.value, "", _EXIT_CODES.get(state), self.system.host(job))
 
     def find_by_marks(self, marks: Sequence[str]) -> dict[str, WorkerRef]:
         """Look workers up by their marks."""
@@ -210,12 +222,39 @@ class FakeBackend:
         jobs = self.system.jobs()
         return {mark: WorkerRef(mark, str(jobs[mark].number)) for mark in marks if mark in jobs}
 
+    def list_workers(self) -> list[WorkerRef]:
+        """Those that have not ended."""
+        self.system.check_up()
+        jobs = self.system.jobs().values()
+        return [
+            WorkerRef(one.mark, str(one.number))
+            for one in jobs
+            if STATES[self.system.state(one)] not in FINAL_WORKER_STATES
+        ]
+
     def kill(self, refs: Sequence[WorkerRef]) -> dict[str, str]:
         """Remove workers."""
         self.system.check_up()
         for ref in refs:
             self.system.remove(ref.mark)
         return {}
+
+    def withdraw(self, refs: Sequence[WorkerRef]) -> dict[str, str]:
+        """Remove workers that have not started."""
+        self.system.check_up()
+        jobs = self.system.jobs()
+        for ref in refs:
+            if ref.mark in jobs and self.system.state(jobs[ref.mark]) in WAITING:
+                self.system.remove(ref.mark)
+        return {}
+
+    def backlog(self, submit: Mapping[str, Any]) -> BatchLoad:
+        """Count all jobs, those of others included; all queues are one."""
+        self.system.check_up()
+        states = [self.system.state(job) for job in self.system.jobs().values()]
+        waiting = sum(state is FakeState.IDLE for state in states)
+        running = sum(state is FakeState.RUNNING for state in states)
+        return BatchLoad(waiting + self.system.foreign.waiting, running + self.system.foreign.running)
 
 
 def _chance(what: str, mark: str) -> float:

@@ -37,6 +37,7 @@ from harvester.backends import local_wrapper
 from harvester.backends.base import (
     MARK_VARIABLE,
     BackendError,
+    BatchLoad,
     StatusOutcome,
     SubmitOutcome,
     SubmitResult,
@@ -155,10 +156,43 @@ class LocalBackend:
                 refused[ref.mark] = str(error)
         return refused
 
-    def logs(self, ref: WorkerRef) -> dict[str, Path]:
-        """The pilot's output, as it lies in the worker's folder."""
-        paths = {name: self._folder(ref.mark) / name for name in ("stdout", "stderr")}
-        return {name: path for name, path in paths.items() if path.is_file()}
+    def backlog(self, submit: Mapping[str, Any]) -> BatchLoad:
+        """Count the workers in ``workers_dir``, whoever started them. None waits: each is started at once."""
+        try:
+            marks = [path.name for path in self._workers_dir.iterdir()] if self._workers_dir.is_dir() else []
+            processes = [self._process(mark) for mark in marks]
+        except OSError as error:
+            raise BackendError(f"{self._workers_dir}: {error}") from error
+        return BatchLoad(0, sum(process is not None and _lives(process) for process in processes))
+
+    def list_workers(self) -> list[WorkerRef]:
+        """The folders whose workers live."""
+        try:
+            marks = [path.name for path in self._workers_dir.iterdir()] if self._workers_dir.is_dir() else []
+            found = self._processes(marks)
+            return [
+                WorkerRef(mark, str(process))
+                for mark, process in found.items()
+                if self._exit(mark) is None and _lives(process)
+            ]
+        except OSError as error:
+            raise BackendError(str(error)) from error
+
+    def fetch_logs(self, folders: Mapping[WorkerRef, Path]) -> dict[str, str]:
+        """Copy what the pilot wrote, and what its wrapper did."""
+        failed: dict[str, str] = {}
+        for ref, target in folders.items():
+            source = self._folder(ref.mark)
+            if not source.is_dir():
+                failed[ref.mark] = f"{source}: it is gone"
+                continue
+            try:
+                for name in ("stdout", "stderr", "wrapper.log"):
+                    if (source / name).is_file() and not (source / name).is_symlink():
+                        shutil.copyfile(source / name, target / name)
+            except OSError as error:
+                failed[ref.mark] = str(error)
+        return failed
 
     def clean(self, refs: Sequence[WorkerRef]) -> None:
         """Remove the folders of workers that have ended."""
@@ -195,7 +229,10 @@ class LocalBackend:
         folder.mkdir(mode=0o700, exist_ok=True)
         work_dir.mkdir(mode=0o700, exist_ok=True)
         write_secret_file(secret_file, spec.secret)
-        command = fill(spec.command, {"secret_file": str(secret_file), "work_dir": str(work_dir)})
+        for name, source in spec.files.items():
+            shutil.copy2(source, folder / name)
+        places = {"folder": str(folder), "secret_file": str(secret_file), "work_dir": str(work_dir)}
+        command = fill(spec.command, places)
         with (folder / "wrapper.log").open("ab") as output:
             return subprocess.Popen(
                 [sys.executable, "-I", "-S", local_wrapper.__file__, str(folder), *command],

@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import sys
+from typing import Any
 
 from common.errors import ErrorCode, PilotageError
 from pilot.copytool.base import Copytool, TransferOutcome, TransferRequest, transfer_timeout
@@ -34,6 +35,11 @@ GROUP = "pilotage.copytools"
 BUILT_IN: dict[str, str] = {
     "file": "pilot.copytool.file:FileCopytool",
     "xrootd": "pilot.copytool.xrootd:XrootdCopytool",
+    "http": "pilot.copytool.http:HttpCopytool",
+    "s3": "pilot.copytool.s3:S3Copytool",
+    "gfal": "pilot.copytool.gfal:GfalCopytool",
+    "lsm": "pilot.copytool.lsm:LsmCopytool",
+    "rucio": "pilot.copytool.rucio:RucioCopytool",
 }
 
 
@@ -69,7 +75,7 @@ def copytool_class(name: str) -> type[Copytool]:
     return found
 
 
-def load_copytool(name: str, **options: object) -> Copytool:
+def load_copytool(name: str, **options: Any) -> Copytool:
     """Make a copytool; ``options`` go to its constructor.
 
     Raises :class:`PilotageError`: ``UNKNOWN_COPYTOOL``, or ``MIDDLEWARE_IMPORT_FAILED`` when it or the storage library

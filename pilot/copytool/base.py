@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar, NamedTuple, Optional
+from typing import Any, ClassVar, NamedTuple, Optional
 
-from common.checksums import Checksum, parse_checksum
+from common.checksums import CHUNK_BYTES, Checksum, parse_checksum
 from common.errors import ErrorCode, PilotageError
+from pilot.copytool.credentials import Ambient, CredentialSource
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +139,8 @@ class Copytool(ABC):
     #: Whether stage-in leaves the data where it is, so that it needs no local space.
     links_input: bool = False
 
-    def __init__(self, **options: object) -> None:
+    def __init__(self, *, credentials: Optional[CredentialSource] = None, **options: Any) -> None:
+        self.credentials: CredentialSource = credentials or Ambient(os.environ)
         if options:
             names = ", ".join(sorted(options))
             raise PilotageError(ErrorCode.UNKNOWN_COPYTOOL, f"copytool {self.name!r} has no option {names}")
@@ -262,6 +264,7 @@ def verify(request: TransferRequest, size: int, checksum: Checksum, direction: D
 LOCAL_ERRORS: dict[int, ErrorCode] = {
     errno.ENOSPC: ErrorCode.NO_LOCAL_SPACE,
     errno.EDQUOT: ErrorCode.NO_LOCAL_SPACE,
+    errno.EFBIG: ErrorCode.NO_LOCAL_SPACE,  # the slot's own limit on the size of files
     errno.ENAMETOOLONG: ErrorCode.NAME_TOO_LONG,
 }
 
@@ -307,6 +310,23 @@ def open_output(path: Path) -> int:
         if error.errno in (errno.EINVAL, errno.ELOOP, errno.ENXIO):
             raise PilotageError(ErrorCode.OUTPUT_NOT_REGULAR, f"{path}: {error.strerror}") from error
         raise local_error(error, str(path)) from error
+
+
+def raise_if_full(part: PartFile, request: TransferRequest) -> None:
+    """Raise ``NO_LOCAL_SPACE`` for a file that came out wrong on a disk with no room for the rest of it.
+
+    For libraries that don't tell of failed writes: a full disk must not make a replica a damaged one.
+    """
+    disk, size = os.fstatvfs(part.descriptor), os.fstat(part.descriptor).st_size
+    missing = max(request.size - size, 0) if request.size is not None else CHUNK_BYTES
+    if missing and disk.f_bavail * disk.f_frsize < missing:
+        raise PilotageError(ErrorCode.NO_LOCAL_SPACE, f"{request.path}: the disk was full after {size} bytes")
+
+
+def write_all(descriptor: int, data: memoryview) -> None:
+    """Write all bytes, however few the system takes at a time; :class:`OSError` for what the disk refuses."""
+    while data:
+        data = data[os.write(descriptor, data) :]
 
 
 def part_name(final: str) -> str:

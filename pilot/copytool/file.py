@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 from urllib.parse import unquote
 
 from common.checksums import CHUNK_BYTES, Hasher
@@ -29,7 +29,9 @@ from pilot.copytool.base import (
     refuse_climbing,
     url_scheme,
     verify,
+    write_all,
 )
+from pilot.copytool.credentials import CredentialSource
 
 log = logging.getLogger(__name__)
 
@@ -99,8 +101,15 @@ class FileCopytool(Copytool):
     name = "file"
     schemes = frozenset({"file", ""})
 
-    def __init__(self, *, mode_in: str = "copy", mode_out: str = "copy") -> None:
-        super().__init__()
+    def __init__(
+        self,
+        *,
+        credentials: Optional[CredentialSource] = None,
+        mode_in: str = "copy",
+        mode_out: str = "copy",
+        **options: Any,
+    ) -> None:
+        super().__init__(credentials=credentials, **options)
         for option, value, allowed in (
             ("mode_in", mode_in, ("copy", "link")),
             ("mode_out", mode_out, ("copy", "move")),
@@ -284,7 +293,7 @@ class _Pass:
             hasher.update(view[:count])
             size += count
             if part is not None:
-                _write_all(part.descriptor, view[:count])
+                write_all(part.descriptor, view[:count])
         done = Transferred(size, hasher.result())
         if self._compare:
             verify(self._request, done.size, done.checksum, self._direction)
@@ -294,9 +303,3 @@ class _Pass:
         if source == self._request.path:
             return local_error(error, str(source))
         return storage_error(error, source, self._direction)
-
-
-def _write_all(descriptor: int, data: memoryview) -> None:
-    """Write all bytes, however few the system takes at a time."""
-    while data:
-        data = data[os.write(descriptor, data) :]

@@ -17,6 +17,7 @@ from typing import Any, Optional
 
 from common.checksums import Checksum, file_checksum, parse_checksum
 from common.errors import ErrorCode, PilotageError
+from pilot.copytool.background import Call
 from pilot.copytool.base import (
     Copytool,
     Direction,
@@ -29,10 +30,11 @@ from pilot.copytool.base import (
     make_local_folder,
     open_output,
     raise_if_cancelled,
+    raise_if_full,
     verify,
 )
+from pilot.copytool.credentials import CredentialSource
 from pilot.copytool.xrootd_client import (
-    Call,
     Handler,
     Place,
     bindings,
@@ -64,8 +66,8 @@ class XrootdCopytool(Copytool):
     name = "xrootd"
     schemes = frozenset({"root", "roots", "xroot", "xroots"})
 
-    def __init__(self, **options: object) -> None:
-        super().__init__(**options)
+    def __init__(self, *, credentials: Optional[CredentialSource] = None, **options: Any) -> None:
+        super().__init__(credentials=credentials, **options)
         bindings()
 
     def exists(self, url: str) -> bool:
@@ -87,7 +89,11 @@ class XrootdCopytool(Copytool):
                 elif expected.algorithm != algorithm:
                     checksum = file_checksum(part.path, expected.algorithm)
                 done = Transferred(os.fstat(part.descriptor).st_size, checksum)
-                verify(request, done.size, done.checksum, direction)
+                try:
+                    verify(request, done.size, done.checksum, direction)
+                except PilotageError:
+                    raise_if_full(part, request)
+                    raise
                 part.commit(replace=True)
             return done
         except OSError as error:
@@ -165,7 +171,9 @@ class XrootdCopytool(Copytool):
             raise PilotageError(ErrorCode.FILE_EXISTS, f"{final.shown} appeared during the upload")
         status, _ = self._ask(
             final,
-            lambda files, timeout: files.mv(part.with_query(), final.with_query(), timeout=timeout),
+            lambda files, there, timeout: files.mv(
+                there._replace(path=part.path).with_query(), there.with_query(), timeout=timeout
+            ),
             Direction.OUT,
             cancel,
             deadline,
@@ -191,7 +199,7 @@ class XrootdCopytool(Copytool):
         folder = final.beside("")
         status, entries = self._ask(
             folder,
-            lambda files, timeout: files.dirlist(folder.with_query(), timeout=timeout),
+            lambda files, there, timeout: files.dirlist(there.with_query(), timeout=timeout),
             Direction.OUT,
             cancel,
             deadline,
@@ -205,7 +213,11 @@ class XrootdCopytool(Copytool):
 
     def _remove(self, place: Place, cancel: threading.Event, deadline: float) -> None:
         status, _ = self._ask(
-            place, lambda files, timeout: files.rm(place.with_query(), timeout=timeout), Direction.OUT, cancel, deadline
+            place,
+            lambda files, there, timeout: files.rm(there.with_query(), timeout=timeout),
+            Direction.OUT,
+            cancel,
+            deadline,
         )
         if not status.ok and not is_missing(status):
             raise status_error(status, Direction.OUT, place.shown, place.query)
@@ -213,7 +225,11 @@ class XrootdCopytool(Copytool):
     def _size(self, place: Place, direction: Direction, cancel: threading.Event, deadline: float) -> Optional[int]:
         """Give the size of a file in bytes, ``None`` when there is none."""
         status, info = self._ask(
-            place, lambda files, timeout: files.stat(place.with_query(), timeout=timeout), direction, cancel, deadline
+            place,
+            lambda files, there, timeout: files.stat(there.with_query(), timeout=timeout),
+            direction,
+            cancel,
+            deadline,
         )
         if status.ok:
             return int(info.size)
@@ -225,13 +241,14 @@ class XrootdCopytool(Copytool):
         self, place: Place, algorithm: str, direction: Direction, cancel: threading.Event, deadline: float
     ) -> Checksum:
         """Ask the server for a checksum; ``CHECKSUM_NOT_SUPPORTED`` when it cannot tell."""
-        query = place.with_query(f"cks.type={algorithm}")
         code = bindings().flags.QueryCode.CHECKSUM
         # the server may have to read the whole file first: the transfer's own deadline holds
         with checksum_turn(place, direction, cancel, deadline):
             status, answer = self._ask(
                 place,
-                lambda files, timeout: files.query(code, query, timeout=timeout),
+                lambda files, there, timeout: files.query(
+                    code, there.with_query(f"cks.type={algorithm}"), timeout=timeout
+                ),
                 direction,
                 cancel,
                 deadline,
@@ -250,17 +267,22 @@ class XrootdCopytool(Copytool):
     def _ask(
         self,
         place: Place,
-        call: Callable[[Any, int], tuple[Any, Any]],
+        call: Callable[[Any, Place, int], tuple[Any, Any]],
         direction: Direction,
         cancel: threading.Event,
         deadline: float,
         *,
         longest: float = CALL_TIMEOUT_S,
     ) -> tuple[Any, Any]:
-        """Make one call to a server's file system and give its status and answer."""
+        """Make one call to a server's file system, at the place with what is shown there; give its status and answer."""
         deadline = min(deadline, time.monotonic() + longest)
-        files = bindings().client.FileSystem(place.endpoint)
-        return Call(lambda: call(files, whole_seconds(deadline))).wait(direction, place.shown, cancel, deadline)
+        there = self._showing(place, direction)
+        files = bindings().client.FileSystem(there.server)
+        return Call(lambda: call(files, there, whole_seconds(deadline))).wait(direction, place.shown, cancel, deadline)
+
+    def _showing(self, place: Place, direction: Direction) -> Place:
+        """The place with a credential that is good now: one that was asked for earlier may have ended meanwhile."""
+        return place.showing(self.credentials.for_url(place.asked, write=direction is Direction.OUT))
 
     def _copy(
         self,
@@ -273,11 +295,12 @@ class XrootdCopytool(Copytool):
     ) -> Checksum:
         """Move the bytes between a server and an open local file; give the checksum computed on the way."""
         handler = Handler(cancel)
+        url = self._showing(place, direction).url
         local = os.dup(descriptor)  # the thread's own: it may outlive this call
 
         def run() -> tuple[Any, str]:
             try:
-                status, checksum = run_copy(place.url, descriptor_path(local), direction, algorithm, handler, deadline)
+                status, checksum = run_copy(url, descriptor_path(local), direction, algorithm, handler, deadline)
             finally:
                 os.close(local)
             if direction is Direction.OUT and (not status.ok or handler.should_cancel(0)):

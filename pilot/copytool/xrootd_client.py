@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import functools
+import hashlib
 import importlib
 import logging
 import math
 import posixpath
+import re
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, Generic, NamedTuple, Optional, TypeVar
-from urllib.parse import unquote
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote, unquote
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from common.errors import ErrorCode, PilotageError
+from pilot.copytool.background import CANCEL_SLICE_S
 from pilot.copytool.base import Direction, part_name, raise_if_cancelled, refuse_climbing, safe_url
+from pilot.copytool.credentials import Credential
 
 log = logging.getLogger(__name__)
-
-Result = TypeVar("Result")
 
 #: The client's time limits, in seconds (its own defaults add up to half an hour). An ``XRD_…`` variable that the site's
 #: admin has set wins over ours.
@@ -32,14 +39,12 @@ CLIENT_SETTINGS: dict[str, int] = {
     "StreamErrorWindow": 0,  # a server that came back is used at once
 }
 
-#: How long a cancelled or late transfer gets to close its files, in seconds.
-CLOSE_GRACE_S = 1.0
-#: How often the cancel event is looked at while the library works, in seconds: one cannot wait on two events at once.
-CANCEL_SLICE_S = 0.1
-
 #: Checksums that this process asks one server for at a time. A server with more of them to compute than its limit
 #: (``xrootd.chksum max``, 2 to 4 as a rule) doesn't queue them but sends the client away for 30 seconds.
 CHECKSUMS_AT_A_TIME = 2
+
+#: The schemes of which every byte is encrypted.
+TLS_SCHEMES = ("roots://", "xroots://")
 
 
 class Bindings(NamedTuple):
@@ -68,11 +73,18 @@ def bindings() -> Bindings:
 
 
 class Place(NamedTuple):
-    """A file at a server: ``endpoint`` with its trailing slash, ``path`` (decoded), ``query`` (may hold a token)."""
+    """A file at a server: ``endpoint`` with its trailing slash, ``path`` (decoded), ``query`` (may hold a token).
+
+    ``asked`` is the URL as it was given, without its query. ``connection`` says with what to connect, ``login`` is the
+    connection's own name: both come with a credential.
+    """
 
     endpoint: str
     path: str
     query: str
+    asked: str = ""
+    connection: str = ""
+    login: str = ""
 
     @classmethod
     def parse(cls, url: str, direction: Direction) -> Place:
@@ -88,12 +100,45 @@ class Place(NamedTuple):
         if "?" in path or not path.isprintable():
             detail = "XRootD takes no '?' and no unprintable character in a file's name: rename the file"
             raise PilotageError(direction.failed, f"{safe_url(url)}: {detail}")
-        return cls(f"{parsed.protocol}://{parsed.hostid}/", path, url.partition("?")[2])
+        asked, _, query = url.partition("?")
+        return cls(f"{parsed.protocol}://{parsed.hostid}/", path, query, asked)
+
+    def showing(self, credential: Credential) -> Place:
+        """The same place, and what is shown there.
+
+        The library takes the file of a token, or of a proxy, from the URL with which it connects (``xrd.ztn``,
+        ``xrd.gsiusrpxy``), and then serves every URL of the same server and user by that connection, whatever they
+        name. So each credential has a user of its own here (a name that servers only log). A server may want no token
+        from those who connect, but one with each request (``authz``): that goes over TLS only, and into no log.
+        """
+        of_url, of_connection, mark = [self.query], [], ""
+        if credential.token_file is not None:
+            of_connection.append(f"xrd.ztn={_plain(credential.token_file)}")
+            mark += credential.token or ""
+        if credential.proxy_file is not None:
+            changed = _changed(credential.proxy_file)
+            _refuse_other_than_rsa(credential.proxy_file, changed)
+            of_connection.append(f"xrd.gsiusrpxy={_plain(credential.proxy_file)}")
+            mark += f"{credential.proxy_file} {changed}"
+        if credential.token is not None and self.endpoint.startswith(TLS_SCHEMES):
+            of_url.append(f"authz=Bearer%20{credential.token}")
+        return self._replace(
+            query="&".join(item for item in of_url if item), connection="&".join(of_connection), login=_login(mark)
+        )
+
+    @property
+    def server(self) -> str:
+        """The URL to connect with."""
+        scheme, _, host = self.endpoint.partition("://")
+        if self.login:
+            host = f"{self.login}@{host.rpartition('@')[2]}"
+        return f"{scheme}://{host}" + (f"?{self.connection}" if self.connection else "")
 
     @property
     def url(self) -> str:
         """The whole URL."""
-        return self.endpoint + self.with_query()
+        address, _, _ = self.server.partition("?")
+        return address + self.with_query(self.connection)
 
     @property
     def shown(self) -> str:
@@ -111,55 +156,45 @@ class Place(NamedTuple):
 
     def beside(self, name: str) -> Place:
         """The file of that name in the same folder."""
-        return self._replace(path=posixpath.join(posixpath.dirname(self.path), name))
+        asked = f"{self.asked.rpartition('/')[0]}/{quote(name)}"
+        return self._replace(path=posixpath.join(posixpath.dirname(self.path), name), asked=asked)
 
 
-class Call(Generic[Result]):
-    """One blocking call of the library, in a thread that can be left behind.
+def _login(mark: str) -> str:
+    """A user's name of eight characters, which is what the protocol has room for; none for an empty ``mark``."""
+    return base64.b32encode(hashlib.sha256(mark.encode()).digest())[:8].decode().lower() if mark else ""
 
-    The library has no way to interrupt a call; its time limits end it later. The thread is a daemon, so that it
-    never keeps the process.
+
+def _changed(file: Path) -> int:
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:
+        return 0  # the library says what is wrong with it
+
+
+@functools.lru_cache(maxsize=64)
+def _refuse_other_than_rsa(file: Path, _changed: int) -> None:
+    """A proxy with a key on an elliptic curve is the end of the whole process: the library crashes with it (6.2.1).
+
+    Raises PilotageError (MISSING_CREDENTIALS).
     """
+    try:
+        proxy = x509.load_pem_x509_certificate(file.read_bytes())
+    except (OSError, ValueError):
+        return  # the library says what is wrong with it
+    if not isinstance(proxy.public_key(), rsa.RSAPublicKey):
+        detail = f"{file}: XRootD's client takes proxies with an RSA key only: make it with one"
+        raise PilotageError(ErrorCode.MISSING_CREDENTIALS, detail)
 
-    def __init__(self, function: Callable[[], Result]) -> None:
-        self._function = function
-        self._result: Optional[Result] = None
-        self._error: Optional[Exception] = None
-        self._done = threading.Event()
 
-    def _run(self) -> None:
-        try:
-            self._result = self._function()
-        except Exception as error:  # noqa: BLE001 - raised in the thread that waits
-            self._error = error
-        finally:
-            self._done.set()
-
-    def wait(
-        self,
-        direction: Direction,
-        what: str,
-        cancel: threading.Event,
-        deadline: float,
-        stop: Callable[[], None] = lambda: None,
-    ) -> Result:
-        """Run the call and give its result.
-
-        ``deadline`` is monotonic seconds. When it passes, or on ``cancel``, ``stop`` is called and the thread left to
-        itself after a moment; then the direction's error is raised.
-        """
-        threading.Thread(target=self._run, name="xrootd", daemon=True).start()
-        while not self._done.wait(min(CANCEL_SLICE_S, max(deadline - time.monotonic(), 0))):
-            if cancel.is_set() or time.monotonic() >= deadline:
-                stop()
-                self._done.wait(CLOSE_GRACE_S)
-                raise_if_cancelled(cancel, direction)
-                raise PilotageError(direction.timeout, f"{what}: not done in time")
-        if isinstance(self._error, PilotageError):
-            raise self._error
-        if self._error is not None:
-            raise PilotageError(direction.failed, f"{what}: {self._error}") from self._error
-        return self._result  # type: ignore[return-value]  # set, as there is no error
+def _plain(file: Path) -> str:
+    """A file's path as it may stand in a URL, where nothing is decoded. Raises PilotageError (MISSING_CREDENTIALS)."""
+    if not re.fullmatch(r"[A-Za-z0-9/._~+,:@-]+", str(file)):
+        detail = (
+            f"XRootD takes no such path of a credential: {str(file)!r}; choose a work_dir without special characters"
+        )
+        raise PilotageError(ErrorCode.MISSING_CREDENTIALS, detail)
+    return str(file)
 
 
 class Handler:

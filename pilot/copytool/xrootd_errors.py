@@ -6,6 +6,7 @@ Numbers from ``XProtocol.hh`` (``XErrorCode``) and ``XrdClStatus.hh`` of XRootD 
 from __future__ import annotations
 
 import errno
+import re
 from enum import Enum
 from typing import Any, Union
 
@@ -132,6 +133,10 @@ CHECKSUM_REFUSALS = frozenset({3000, 3006, 3012, 3013})
 _NETWORK_ERRNOS = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN})
 
 
+#: What we add to URLs ourselves.
+_CREDENTIALS = re.compile(r"(authz|xrd\.ztn|xrd\.gsiusrpxy)=[^&\s]*")
+
+
 def is_missing(status: Any) -> bool:
     """Say whether a status means that the file does not exist."""
     return bool(status.code == ERROR_RESPONSE and status.errno == 3011) or status.code == 304
@@ -156,4 +161,5 @@ def status_error(status: Any, direction: Direction, what: str, secret: str = "")
     text = str(status.message).strip()
     if secret:
         text = text.replace(secret, "…")
+    text = _CREDENTIALS.sub("…", text)
     return PilotageError(status_code(status, direction), f"{what}: {text}")

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Optional
 
+from common.arguments import Known, expand_arguments
 from common.errors import ErrorCode, PilotageError
+from common.wire import Gpu, SideProcess
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 RESERVED_NAMES = ("HOME", "TMPDIR", "PWD")
 RESERVED_PREFIXES = ("PILOTAGE_", "JUSTIN_")
-_PLACEHOLDER = re.compile(
-    r"\{(input|inputs|unit|units|counter|counters|first_event|events|job_id|task_id|cores|memory_mb)\}"
-)
-_SECONDARY = re.compile(r"\{secondary:([A-Za-z][A-Za-z0-9_]*)\}")
-_LISTS = {"inputs": "input", "units": "unit", "counters": "counter"}
 #: The kernel reads no more of a script's first line (linux/binfmts.h, BINPRM_BUF_SIZE).
 MAX_SHEBANG = 255
 
@@ -45,17 +44,24 @@ class PayloadUnit:
 
 @dataclass(frozen=True)
 class PayloadDefinition:
-    """One job's payload: either ``jobscript`` (text) or ``command`` (arguments), and all that it is told.
+    """One job's payload, and all that it is told: ``jobscript`` (text), ``command`` (arguments), or ``transformation`` (a
+    program on this machine) with the arguments in ``command``; and the ``processes`` around it. ``setup`` are lines for
+    /bin/sh before each of them, ``rewrite`` changes the payload's own arguments when they are complete.
 
     ``inputs`` are the job's files in order, ``counters`` its counter units, ``units`` all that is known of its units;
     ``secondary`` are the paths of each secondary input by its name. Times in seconds, memory in MB; zero or
-    empty means not known. ``gpus`` are the identifiers for CUDA_VISIBLE_DEVICES, of ``gpu_vendor`` (nvidia, amd).
+    empty means not known. ``gpus`` are those that the job was given. ``credentials`` are the variables that name the file
+    of what the payload shows to storages that it reads from directly.
     """
 
     job_id: str
     task_id: str
     jobscript: Optional[str] = None
     command: Optional[list[str]] = None
+    transformation: Optional[Path] = None
+    processes: list[SideProcess] = field(default_factory=list)
+    setup: str = ""
+    rewrite: Callable[[list[str]], list[str]] = list
     image: Optional[str] = None
     environment: dict[str, str] = field(default_factory=dict)
     inputs: list[InputFile] = field(default_factory=list)
@@ -65,8 +71,7 @@ class PayloadDefinition:
     cores: int = 1
     memory_mb: int = 0
     wall_s: int = 0
-    gpus: list[str] = field(default_factory=list)
-    gpu_vendor: Optional[str] = None
+    gpus: list[Gpu] = field(default_factory=list)
     workflow_id: str = ""
     stage: str = ""
     scope: str = ""
@@ -74,23 +79,32 @@ class PayloadDefinition:
     query: str = ""
     started_at: Optional[datetime] = None
     secrets: dict[str, str] = field(default_factory=dict, repr=False)
+    credentials: dict[str, str] = field(default_factory=dict)
 
     def check(self) -> None:
         """Raises PilotageError (BAD_JOBSCRIPT) that names what is wrong, before anything is written."""
-        if (self.jobscript is None) == (not self.command):
-            raise _bad("give either jobscript or command")
+        if self.transformation is None and (self.jobscript is None) == (not self.command):
+            raise _bad("give either jobscript, command or transformation")
         if self.jobscript is not None:
             check_jobscript(self.jobscript)
         for index, argument in enumerate(self.command or []):
             if "\0" in argument:
                 raise _bad(f"command[{index}] has a NUL byte")
-        for name, value in self.environment.items():
-            if not _NAME.fullmatch(name):
-                raise _bad(f"environment: {name!r} is no name of a variable")
-            if name in RESERVED_NAMES or name.startswith(RESERVED_PREFIXES):
-                raise _bad(f"environment: {name} is set by the pilot: choose another name")
-            if "\0" in value:
-                raise _bad(f"environment: the value of {name} has a NUL byte")
+        problem = environment_problem(self.environment)
+        if problem:
+            raise _bad(f"environment: {problem}")
+
+
+def environment_problem(environment: Mapping[str, str]) -> str:
+    """What is wrong with variables for a payload; empty when nothing is."""
+    for name, value in environment.items():
+        if not _NAME.fullmatch(name):
+            return f"{name!r} is no name of a variable"
+        if name in RESERVED_NAMES or name.startswith(RESERVED_PREFIXES):
+            return f"{name} is set by the pilot: choose another name"
+        if "\0" in value:
+            return f"the value of {name} has a NUL byte"
+    return ""
 
 
 def check_jobscript(text: str) -> None:
@@ -109,8 +123,8 @@ def check_jobscript(text: str) -> None:
         raise _bad(f"jobscript: the shebang is longer than {MAX_SHEBANG} bytes")
 
 
-def expand_command(definition: PayloadDefinition) -> list[str]:
-    """The command with its placeholders filled in.
+def expand_command(definition: PayloadDefinition, command: Optional[list[str]] = None) -> list[str]:
+    """The command (the payload's own, or that of a process around it) with its placeholders filled in.
 
     ``{inputs}``, ``{units}``, ``{counters}`` must be a whole argument and become one argument per item;
     ``{input}``, ``{unit}``, ``{counter}`` stand for the only one, likewise ``{first_event}`` and ``{events}`` of a range
@@ -131,37 +145,9 @@ def expand_command(definition: PayloadDefinition) -> list[str]:
         "memory_mb": str(definition.memory_mb),
     }
 
-    def value(match: re.Match[str]) -> str:
-        name = match.group(1)
-        if name in plain:
-            return plain[name]
-        if name in _LISTS:
-            raise _bad(f"command: {{{name}}} must be an argument of its own")
-        if len(lists[name]) != 1:
-            several = f"use {{{name}s}}, or one unit per job" if name in _LISTS.values() else "take one unit per job"
-            remedy = several if lists[name] else "the task's input is of another kind"
-            raise _bad(f"command: {{{name}}} stands for one, but this job has {len(lists[name])}: {remedy}")
-        return lists[name][0]
-
-    words: list[str] = []
-    for argument in definition.command or []:
-        stream = _SECONDARY.fullmatch(argument)
-        if stream is not None:
-            words += _stream(definition, stream.group(1))
-            continue
-        whole = _PLACEHOLDER.fullmatch(argument)
-        if whole and whole.group(1) in _LISTS:
-            words += lists[_LISTS[whole.group(1)]]
-        else:
-            words.append(_PLACEHOLDER.sub(value, argument))
-    return words
-
-
-def _stream(definition: PayloadDefinition, name: str) -> list[str]:
-    if name not in definition.secondary:
-        known = ", ".join(sorted(definition.secondary)) or "none"
-        raise _bad(f"command: there is no secondary input {name!r}; known: {known}")
-    return definition.secondary[name]
+    streams = definition.secondary
+    words = (definition.command or []) if command is None else command
+    return expand_arguments(words, Known(lists, plain, streams))
 
 
 def _bad(detail: str) -> PilotageError:

@@ -9,6 +9,7 @@
         bin/                read-only for a payload in a container: jobscript, inputs.txt, counters.txt, the get-file
                             scripts
         stdout  stderr      the payload's log files
+        process-<label>.stdout  .stderr   those of the processes around it
 """
 
 from __future__ import annotations
@@ -64,6 +65,11 @@ class JobFolder:
         return self.root / "bin"
 
     @property
+    def credential(self) -> Path:
+        """What the payload shows to the storage that it reads from directly; the pilot keeps it fresh."""
+        return self.bin / "storage-credential"
+
+    @property
     def stdout(self) -> Path:
         """The payload's standard output."""
         return self.root / "stdout"
@@ -72,6 +78,10 @@ class JobFolder:
     def stderr(self) -> Path:
         """The payload's standard error."""
         return self.root / "stderr"
+
+    def process_log(self, label: str, stream: str) -> Path:
+        """Where a process around the payload writes its ``stdout`` or ``stderr``."""
+        return self.root / f"process-{label}.{stream}"
 
     def remove(self) -> None:
         """Removes the folder, never following links. Raises PilotageError (FILE_HANDLING_FAILED)."""

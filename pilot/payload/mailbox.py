@@ -162,18 +162,28 @@ class Mailbox:
         os.close(self._wake_write)
 
     def _make_fifo(self, name: str) -> Optional[int]:
-        """Makes a FIFO and opens it so that neither side can block this one; None where there are no FIFOs."""
+        """Makes a FIFO and opens it so that neither side can block this one; None where there are no FIFOs.
+
+        Where the folder is another user's, as whom the payload runs, the FIFO is made theirs before it gets its name:
+        a script opens it at once.
+        """
+        folder = os.fstat(self._folder)
+        theirs = folder.st_uid != os.geteuid()
+        made = f".{name}" if theirs else name
         try:
-            os.mkfifo(name, 0o600, dir_fd=self._folder)
+            os.mkfifo(made, 0o600, dir_fd=self._folder)
         except FileExistsError:
             raise
         except OSError as error:
             logger.warning("no FIFOs in the job's folder (%s): get-file uses files", error)
             return None
-        fd = os.open(name, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._folder)
+        fd = os.open(made, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._folder)
         if not stat.S_ISFIFO(os.fstat(fd).st_mode):  # the payload was quicker than we and swapped it
             os.close(fd)
             raise FileExistsError(f"{name} is no FIFO")
+        if theirs:
+            os.fchown(fd, folder.st_uid, folder.st_gid)
+            os.rename(made, name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
         return fd
 
     def _unlink(self, name: str) -> None:
@@ -320,7 +330,7 @@ class Mailbox:
             return
         fd = self._replies.pop(request_id)
         self._answered.discard(request_id)
-        for name in (f"reply.{request_id}", f"id.{request_id}"):
-            self._unlink(name)
         if fd is not None:
             os.close(fd)
+        for name in (f"reply.{request_id}", f"id.{request_id}"):
+            self._unlink(name)

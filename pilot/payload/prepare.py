@@ -6,26 +6,40 @@ import json
 import os
 import re
 import secrets
+import shutil
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Optional
 
 from common.errors import ErrorCode, PilotageError
+from common.wire import ProcessFailure, ProcessWhen
 from pilot.container.apptainer import ContainerSettings, check_image, container_command
 from pilot.payload.definition import PayloadDefinition, PayloadUnit, expand_command
 from pilot.payload.folder import JobFolder
-from pilot.supervised import MARK, PayloadSpec
+from pilot.payload.gpus import gpu_environment
+from pilot.supervised import MARK, Around, PayloadSpec
 
 DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
 #: The only variables of the pilot's own environment that a payload outside a container gets to see.
 HOST_VARIABLES = ("PATH", "LANG", "LC_ALL", "TZ")
+#: Those that every payload gets to see, as jobscripts of justIN look for them; none is a secret.
+HANDED_ON = ("RUCIO_ACCOUNT",)
 GET_FILE = Path(__file__).parent / "scripts" / "pilotage-get-file"
 GET_FILE_NAMES = ("pilotage-get-file", "justin-get-file")
 JOBSCRIPT = "jobscript"
 INPUTS = "inputs.txt"
 COUNTERS = "counters.txt"
 SECRETS = "secrets"
+TRANSFORMATION = "transformation"
+EXIT_CODE = "PILOTAGE_EXIT_CODE"
+FAULTS = {
+    ProcessWhen.BEFORE: ErrorCode.PREPROCESS_FAILED,
+    ProcessWhen.BESIDE: ErrorCode.COPROCESS_FAILED,
+    ProcessWhen.AFTER: ErrorCode.POSTPROCESS_FAILED,
+}
 _SECRET_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 UNITS = "units.json"
 
@@ -38,8 +52,8 @@ def prepare_payload(
 ) -> PayloadSpec:
     """Writes the payload's files into the job's folder and answers what to execute.
 
-    ``host_environment`` is the pilot's own, of which :data:`HOST_VARIABLES` are handed on to a payload that runs
-    without an image. Raises PilotageError: BAD_JOBSCRIPT, IMAGE_NOT_FOUND, CONTAINER_NOT_INSTALLED, SETUP_FAILED.
+    ``host_environment`` is the pilot's own, of which :data:`HANDED_ON` are handed on, and :data:`HOST_VARIABLES` to a
+    payload that runs without an image. Raises PilotageError: BAD_JOBSCRIPT, IMAGE_NOT_FOUND, CONTAINER_NOT_INSTALLED, SETUP_FAILED.
     """
     definition.check()
     image = None if definition.image is None else check_image(definition.image)
@@ -47,24 +61,16 @@ def prepare_payload(
         raise PilotageError(
             ErrorCode.CONTAINER_NOT_INSTALLED, f"image {image} is asked for, the queue has no container"
         )
-    argv = expand_command(definition)
     try:
-        if definition.jobscript is not None:
-            script = folder.bin / JOBSCRIPT
-            _write(script, definition.jobscript, 0o700)
-            argv = [str(script)]
-        _write(folder.bin / INPUTS, _lines(item.location for item in definition.inputs), 0o600)
-        _write(folder.bin / COUNTERS, _lines(str(item) for item in definition.counters), 0o600)
-        _write(folder.bin / UNITS, json.dumps([_told(unit) for unit in definition.units]), 0o600)
-        for name, paths in definition.secondary.items():
-            _write(folder.bin / _stream_list(name), _lines(paths), 0o600)
-        _write_secrets(folder, definition)
-        for name in GET_FILE_NAMES:
-            _write(folder.bin / name, GET_FILE.read_text("utf-8"), 0o700)
+        argv = _write_files(folder, definition)
     except (OSError, UnicodeError) as error:
         raise PilotageError(ErrorCode.SETUP_FAILED, f"cannot write the payload's files: {error}") from error
-    environment = payload_environment(folder, definition)
+    argv = _set_up(definition.setup, definition.rewrite(argv))
+    handed_on = {name: host_environment[name] for name in HANDED_ON if name in host_environment}
+    environment = {**handed_on, **payload_environment(folder, definition)}
     environment[MARK] = secrets.token_hex(16)
+    around = _around(folder, definition)
+    exit_code_as = EXIT_CODE
     if image is None or container is None:
         env = {**environment, **_host_part(folder, definition, host_environment)}
     else:
@@ -72,10 +78,78 @@ def prepare_payload(
             environment["PATH"] = f"{definition.environment['PATH']}:{folder.bin}"
         else:
             environment["APPEND_PATH"] = str(folder.bin)  # Apptainer's way to add to the image's own PATH
-        vendor = definition.gpu_vendor if definition.gpus else None
-        command = container_command(container, image, folder, argv, environment, vendor)
+        vendor = definition.gpus[0].vendor if definition.gpus else None
+        contained = partial(container_command, container, image, folder, environment=environment, gpu_vendor=vendor)
+        command = contained(argv)
         argv, env = command.argv, {**command.env, MARK: environment[MARK]}
-    return PayloadSpec(argv=argv, cwd=folder.work, env=env, stdout=folder.stdout, stderr=folder.stderr)
+        around = [replace(process, argv=contained(process.argv).argv) for process in around]
+        exit_code_as = f"APPTAINERENV_{EXIT_CODE}"
+    return PayloadSpec(
+        argv=argv,
+        cwd=folder.work,
+        env=env,
+        stdout=folder.stdout,
+        stderr=folder.stderr,
+        around=tuple(around),
+        exit_code_as=exit_code_as,
+    )
+
+
+def _write_files(folder: JobFolder, definition: PayloadDefinition) -> list[str]:
+    """Everything in ``bin``; the payload's own command. Raises OSError, UnicodeError, PilotageError."""
+    argv = expand_command(definition)
+    if definition.jobscript is not None:
+        script = folder.bin / JOBSCRIPT
+        _write(script, definition.jobscript, 0o700)
+        argv = [str(script)]
+    elif definition.transformation is not None:
+        argv = [str(_copy_program(definition.transformation, folder)), *argv]
+    _write(folder.bin / INPUTS, _lines(item.location for item in definition.inputs), 0o600)
+    _write(folder.bin / COUNTERS, _lines(str(item) for item in definition.counters), 0o600)
+    _write(folder.bin / UNITS, json.dumps([_told(unit) for unit in definition.units]), 0o600)
+    for name, paths in definition.secondary.items():
+        _write(folder.bin / _stream_list(name), _lines(paths), 0o600)
+    _write_secrets(folder, definition)
+    for name in GET_FILE_NAMES:
+        _write(folder.bin / name, GET_FILE.read_text("utf-8"), 0o700)
+    return argv
+
+
+def _around(folder: JobFolder, definition: PayloadDefinition) -> list[Around]:
+    """The processes around the payload, each with a name by its kind and number, and log files of that name."""
+    counts: Counter[ProcessWhen] = Counter()
+    found = []
+    for process in definition.processes:
+        counts[process.when] += 1
+        label = f"{process.when.value}-{counts[process.when]}"
+        fault = {ProcessFailure.SITE: ErrorCode.SITE_PROCESS_FAILED, ProcessFailure.FAIL: FAULTS[process.when]}
+        found.append(
+            Around(
+                label,
+                process.when.value,
+                _set_up(definition.setup, expand_command(definition, process.command)),
+                stdout=folder.process_log(label, "stdout"),
+                stderr=folder.process_log(label, "stderr"),
+                timeout_s=process.timeout_s,
+                error=fault.get(process.on_failure),
+            )
+        )
+    return found
+
+
+def _set_up(setup: str, argv: list[str]) -> list[str]:
+    """The same command in the surroundings that the lines of ``setup`` make."""
+    return ["/bin/sh", "-c", f'{setup}\nexec "$@"', "payload", *argv] if setup else argv
+
+
+def _copy_program(program: Path, folder: JobFolder) -> Path:
+    """An executable copy of the fetched program, under its own name, in a folder where nothing else is."""
+    place = folder.bin / TRANSFORMATION / program.name
+    place.parent.mkdir(mode=0o700)
+    fd = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o700)
+    with os.fdopen(fd, "wb") as copy, program.open("rb") as source:
+        shutil.copyfileobj(source, copy)
+    return place
 
 
 def _write_secrets(folder: JobFolder, definition: PayloadDefinition) -> None:
@@ -113,8 +187,8 @@ def payload_environment(folder: JobFolder, definition: PayloadDefinition) -> dic
         own["PILOTAGE_FIRST_EVENT"] = str(definition.units[0].first_event or 0)
     for name in definition.secondary:
         own[f"PILOTAGE_SECONDARY_{name.upper()}"] = str(folder.bin / _stream_list(name))
-    if definition.gpus:
-        own["CUDA_VISIBLE_DEVICES"] = ",".join(definition.gpus)
+    own.update(gpu_environment(definition.gpus))
+    own.update(definition.credentials)
     return {**definition.environment, **own, **_justin_environment(folder, definition)}
 
 

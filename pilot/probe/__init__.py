@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pilot.probe.batch import Figure
+from pilot.probe.figure import Figure
+from pilot.probe.gpu_meter import GpuMeter, GpuUse
 from pilot.probe.slot import SlotLimits, SlotProbe, probe_slot
 
-__all__ = ["Figure", "SlotLimits", "SlotProbe", "probe_slot"]
+__all__ = ["Figure", "GpuMeter", "GpuUse", "SlotLimits", "SlotProbe", "probe_slot"]

@@ -4,56 +4,55 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+
+import psutil
+
+from pilot.probe.condor import condor_figures
+from pilot.probe.features import feature_figures
+from pilot.probe.figure import Figure
+from pilot.probe.slurm import slurm_figures
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One source's word on one resource (``cores``, ``memory_mb`` or ``disk_mb``)."""
+def batch_figures(environment: Mapping[str, str], now: float) -> list[Figure]:
+    """All that the pilot's own ``environment`` leads to; empty outside a batch system. ``now``: seconds since the epoch.
 
-    resource: str
-    source: str
-    value: int
-
-
-_MACHINE_AD = re.compile(r"^\s*(Cpus|Memory|Disk)\s*=\s*(\d+)\s*$", re.MULTILINE | re.IGNORECASE)
-
-
-def batch_figures(environment: Mapping[str, str]) -> list[Figure]:
-    """What HTCondor's machine ad or Slurm's variables say; empty outside both."""
-    return [*_condor(environment), *_slurm(environment)]
+    Wall time that a system counts from the job's start, without saying when that was, is counted from this process's.
+    """
+    return [
+        *condor_figures(environment, now),
+        *slurm_figures(environment, now),
+        *_pbs(environment, now),
+        *_lsf(environment),
+        *_grid_engine(environment),
+        *feature_figures(environment, now),
+    ]
 
 
-def _condor(environment: Mapping[str, str]) -> Iterator[Figure]:
-    """The slot's ad (file named by ``_CONDOR_MACHINE_AD``): Cpus, Memory in MB, Disk in KiB."""
-    path = environment.get("_CONDOR_MACHINE_AD")
-    if not path:
+def _pbs(environment: Mapping[str, str], now: float) -> Iterator[Figure]:
+    """PBS Professional (NCPUS) and Torque (PBS_NUM_PPN, PBS_WALLTIME in seconds)."""
+    if "PBS_JOBID" not in environment:
         return
-    try:
-        text = Path(path).read_text("utf-8", "replace")
-    except OSError:
-        return
-    for name, value in _MACHINE_AD.findall(text):
-        resource, divisor = {"cpus": ("cores", 1), "memory": ("memory_mb", 1), "disk": ("disk_mb", 1024)}[name.lower()]
-        yield Figure(resource, f"condor machine ad {name}", int(value) // divisor)
+    for name in ("NCPUS", "PBS_NUM_PPN"):
+        if _number(environment, name):
+            yield Figure("cores", name, _number(environment, name))
+    if _number(environment, "PBS_WALLTIME"):
+        age_s = max(0.0, now - psutil.Process().create_time())
+        yield Figure("wall_s", "PBS_WALLTIME", int(_number(environment, "PBS_WALLTIME") - age_s))
 
 
-def _slurm(environment: Mapping[str, str]) -> Iterator[Figure]:
-    """Slurm's variables of a job step on this node; memory in MB."""
-    if "SLURM_JOB_ID" not in environment:
+def _lsf(environment: Mapping[str, str]) -> Iterator[Figure]:
+    """LSF names the hosts of a job and the slots on each; the first is where its script runs."""
+    if "LSB_JOBID" not in environment:
         return
-    cores = [(name, _number(environment, name)) for name in ("SLURM_CPUS_ON_NODE", "SLURM_CPUS_PER_TASK")]
-    for name, value in cores:
-        if value:
-            yield Figure("cores", name, value)
-    memory = _number(environment, "SLURM_MEM_PER_NODE")
-    if memory:
-        yield Figure("memory_mb", "SLURM_MEM_PER_NODE", memory)
-    per_core = _number(environment, "SLURM_MEM_PER_CPU")
-    on_node = _number(environment, "SLURM_CPUS_ON_NODE")
-    if per_core and on_node:
-        yield Figure("memory_mb", "SLURM_MEM_PER_CPU", per_core * on_node)
+    found = re.match(r"\S+\s+(\d+)(\s|$)", environment.get("LSB_MCPU_HOSTS", ""))
+    if found:
+        yield Figure("cores", "LSB_MCPU_HOSTS", int(found[1]))
+
+
+def _grid_engine(environment: Mapping[str, str]) -> Iterator[Figure]:
+    """Grid Engine. On several hosts NSLOTS counts those of all of them, so that it says nothing of this one."""
+    if "SGE_TASK_ID" in environment and _number(environment, "NHOSTS") == 1 and _number(environment, "NSLOTS"):
+        yield Figure("cores", "NSLOTS", _number(environment, "NSLOTS"))
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:

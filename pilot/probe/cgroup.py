@@ -6,6 +6,7 @@ group's path may not exist below the mount; both are looked at: the least counts
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Optional
@@ -18,7 +19,7 @@ NO_LIMIT = 1 << 60
 def memory_limit_mb(root: Path = Path("/")) -> Optional[int]:
     """The least memory limit in MB; None: there is none."""
     limits = []
-    for folder, version in _folders(root, "memory"):
+    for folder, version in folders(root, "memory"):
         name = "memory.max" if version == 2 else "memory.limit_in_bytes"
         value = _read(folder / name)
         if value.isdigit() and int(value) < NO_LIMIT:
@@ -29,7 +30,7 @@ def memory_limit_mb(root: Path = Path("/")) -> Optional[int]:
 def cpu_quota(root: Path = Path("/")) -> Optional[float]:
     """The least CPU quota, in cores; None: there is none."""
     quotas = []
-    for folder, version in _folders(root, "cpu"):
+    for folder, version in folders(root, "cpu"):
         if version == 2:
             words = _read(folder / "cpu.max").split()
         else:
@@ -39,7 +40,24 @@ def cpu_quota(root: Path = Path("/")) -> Optional[float]:
     return min(quotas, default=None)
 
 
-def _folders(root: Path, controller: str) -> Iterator[tuple[Path, int]]:
+def cpuset_cores(root: Path = Path("/")) -> Optional[int]:
+    """How many CPUs the CPU sets leave, the least of all groups on the way; None: there are none."""
+    counts = []
+    for folder, version in folders(root, "cpuset"):
+        names = ("cpuset.cpus.effective", "cpuset.cpus") if version == 2 else ("cpuset.effective_cpus", "cpuset.cpus")
+        count = _cpus_in(next((text for text in (_read(folder / name) for name in names) if text), ""))
+        if count:
+            counts.append(count)
+    return min(counts, default=None)
+
+
+def _cpus_in(text: str) -> int:
+    """How many CPUs a list such as ``0-3,8`` names."""
+    found = re.findall(r"(\d{1,6})(?:-(\d{1,6}))?", text)
+    return sum(int(last or first) - int(first) + 1 for first, last in found)
+
+
+def folders(root: Path, controller: str) -> Iterator[tuple[Path, int]]:
     """The folders of this process's group and of its ancestors that may hold limits of that controller."""
     groups = dict(_groups(root))
     for line in _read(root / "proc/self/mounts").splitlines():

@@ -7,23 +7,26 @@ import os
 import platform
 import re
 import shutil
-import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
 
 from common.errors import PilotageError
-from common.wire import Gpu
+from common.wire import CONTAINER_TAG, Gpu
 from pilot.container.apptainer import SYSTEM_PATH, find_apptainer
+from pilot.container.host import Level, check_isolation
 from pilot.probe import cgroup
-from pilot.probe.batch import Figure, batch_figures
+from pilot.probe.batch import batch_figures
+from pilot.probe.figure import Figure
 from pilot.probe.gpu import find_gpus
+from pilot.probe.node import this_cpu_level
 
 logger = logging.getLogger(__name__)
 
 MB = 1024 * 1024
-APPTAINER_TIMEOUT_S = 30
+RESOURCES = ("cores", "memory_mb", "disk_mb", "gpus", "wall_s")
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ class SlotLimits:
 
 @dataclass(frozen=True)
 class SlotProbe:
-    """What this slot has. ``figures`` are all sources' words, so that a log can say where a value came from."""
+    """What this slot has. ``wall_s`` is what the batch system says is left, zero when it says nothing. ``figures`` are
+    all sources' words, so that a log can say where a value came from."""
 
     cores: int
     memory_mb: int
@@ -45,10 +49,13 @@ class SlotProbe:
     gpus: list[Gpu] = field(default_factory=list)
     tags: list[str] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
+    wall_s: int = 0
 
     def explain(self) -> str:
-        """All figures in one line, for the log."""
-        return ", ".join(f"{figure.resource} {figure.value} ({figure.source})" for figure in self.figures)
+        """All figures in one line, for the log: those of each resource together, the one that counts first."""
+        ranks = {name: place for place, name in enumerate(RESOURCES)}
+        ordered = sorted(self.figures, key=lambda figure: (ranks.get(figure.resource, len(ranks)), figure.value))
+        return ", ".join(str(figure) for figure in ordered)
 
 
 def probe_slot(
@@ -57,11 +64,13 @@ def probe_slot(
     environment: Mapping[str, str],
     root: Path = Path("/"),
     apptainer: Optional[str] = None,
+    now: Optional[float] = None,
 ) -> SlotProbe:
     """Looks at everything that may limit this slot.
 
     ``environment`` is the pilot's own (batch system, visible GPUs); ``root`` is ``/`` but for tests; ``apptainer`` a
-    configured path. Takes as long as ``nvidia-smi`` and ``apptainer version`` do; both are asked once.
+    configured path; ``now`` the time in seconds since the epoch. Takes as long as the GPUs' driver, ``squeue`` and
+    ``apptainer version`` do where they are; each is asked once.
     """
     figures = [
         *_queue_figures(limits),
@@ -69,32 +78,44 @@ def probe_slot(
         *_cgroup_figures(root),
         *_memory_figures(root),
         Figure("disk_mb", f"free on {work_dir}", shutil.disk_usage(work_dir).free // MB),
-        *batch_figures(environment),
+        *batch_figures(environment, time.time() if now is None else now),
     ]
+    gpus = find_gpus(environment, root)
+    if any(figure.resource == "gpus" for figure in figures):
+        gpus = gpus[: int(min(figure.value for figure in figures if figure.resource == "gpus"))]
     return SlotProbe(
-        cores=max(1, _least(figures, "cores")),
+        cores=_least(figures, "cores"),
         memory_mb=_least(figures, "memory_mb"),
         disk_mb=_least(figures, "disk_mb"),
-        gpus=find_gpus(environment),
-        tags=platform_tags(apptainer, environment.get("PATH", SYSTEM_PATH)),
+        gpus=gpus,
+        tags=platform_tags(apptainer, environment.get("PATH", SYSTEM_PATH), root),
         figures=figures,
+        wall_s=_least(figures, "wall_s"),
     )
 
 
-def platform_tags(apptainer: Optional[str], path: str) -> list[str]:
-    """``linux``, the architecture (``x86_64``, ``aarch64``), and ``apptainer`` when it can be executed."""
+def platform_tags(apptainer: Optional[str], path: str, root: Path = Path("/")) -> list[str]:
+    """``linux``, the architecture (``x86_64``, ``aarch64``), the CPU's level (``x86-64-v3``), and ``apptainer`` when a
+    program runs in a container of it."""
     tags = [platform.system().lower(), platform.machine()]
+    level = this_cpu_level(root)
+    if level:
+        tags.append(level)
     try:
         binary = find_apptainer(path, apptainer)
-        subprocess.run([binary, "version"], capture_output=True, timeout=APPTAINER_TIMEOUT_S, check=True)
-    except (PilotageError, OSError, subprocess.SubprocessError) as error:
+    except PilotageError as error:
         logger.info("no containers are offered: %s", error)
         return tags
-    return [*tags, "apptainer"]
+    faults = [finding for finding in check_isolation(binary) if finding.level is Level.ERROR]
+    for fault in faults:
+        logger.warning("no containers are offered: %s: %s: %s", fault.name, fault.detail, fault.remedy)
+    return tags if faults else [*tags, CONTAINER_TAG]
 
 
 def _least(figures: Sequence[Figure], resource: str) -> int:
-    return min((figure.value for figure in figures if figure.resource == resource), default=0)
+    """Zero when no source says anything; otherwise at least one, as zero would read "no limit": of a full disk, too."""
+    values = [figure.value for figure in figures if figure.resource == resource]
+    return max(1, int(min(values))) if values else 0
 
 
 def _queue_figures(limits: SlotLimits) -> list[Figure]:
@@ -107,6 +128,9 @@ def _cgroup_figures(root: Path) -> list[Figure]:
     quota = cgroup.cpu_quota(root)
     if quota is not None:
         figures.append(Figure("cores", f"cgroup quota of {quota:g} cores", max(1, int(quota))))
+    cpus = cgroup.cpuset_cores(root)
+    if cpus is not None:
+        figures.append(Figure("cores", "cgroup CPU set", cpus))
     memory = cgroup.memory_limit_mb(root)
     if memory is not None:
         figures.append(Figure("memory_mb", "cgroup", memory))

@@ -18,11 +18,11 @@ from common.tokens import LEEWAY_S, PILOT_PREFIX, SECRET_PREFIX, Claims, TokenEr
 from server.access import oidc
 from server.access.front_end import FrontEndReader
 from server.access.limits import RateLimiter
-from server.access.mapping import Identity, MappingFile
+from server.access.mapping import X509, Identity, MappingFile
 from server.access.oidc import Issuer
 from server.access.state import State, StateCache
 from server.dispatch.context import Dispatcher
-from server.engine.access import GIVEN, Caller, Role
+from server.engine.access import GIVEN, IDENTITY, Caller, Role
 
 NOBODY = Caller("", frozenset({Role.ANYBODY}))
 LATE_S = 30 * 86400.0
@@ -34,7 +34,7 @@ CACHE_S = 300.0
 CACHED = 10_000
 """Tokens remembered; what was not used for longest goes."""
 _MOST_CHARS = 16_384
-_GIVEN = {role.value: role for role in GIVEN}
+_MINTED = {role.value: role for role in GIVEN | {Role.KEY_HOLDER}}
 
 
 class Banned(Exception):
@@ -53,7 +53,8 @@ class _Verified:
     identity: Identity | None = None
     roles: frozenset[Role] = frozenset()
     groups: frozenset[str] = frozenset()
-    epoch: int = 0
+    epoch: int | None = None
+    """The one that our own token was minted in."""
 
 
 class Access:
@@ -140,6 +141,7 @@ class Access:
             groups=mapped.groups,
             proof=identity.label,
             token_id=token_id,
+            subject=identity.subject,
         )
 
     def _verified(self, token: str, state: State) -> _Verified:
@@ -175,7 +177,7 @@ _PILOT = frozenset({Role.PILOT})
 
 def _standing(caller: Caller, found: _Verified, state: State) -> Caller:
     """The caller, if nothing was said against it. Raises TokenError or Banned."""
-    if found.identity is None and found.epoch < state.epoch:
+    if found.epoch is not None and found.epoch < state.epoch:
         raise TokenError("the token was revoked, with all others of its time")
     if found.token_id and found.token_id in state.revoked.tokens:
         raise TokenError("the token was revoked")
@@ -190,13 +192,17 @@ def _ours(claims: Claims) -> _Verified:
     groups, epoch = claims.extra.get("groups", []), claims.extra.get("epoch", 0)
     if not (isinstance(groups, list) and all(isinstance(each, str) for each in groups) and isinstance(epoch, int)):
         raise TokenError("the token is not valid: a claim has the wrong type")
+    subject = claims.extra.get(IDENTITY)
+    if subject is not None and not isinstance(subject, str):
+        raise TokenError("the token is not valid: a claim has the wrong type")
     return _Verified(
         claims.subject,
         claims.expires,
         LEEWAY_S,
         claims.issued,
         claims.token_id,
-        roles=frozenset(_GIVEN[role] for role in claims.roles if role in _GIVEN),
+        identity=None if subject is None else Identity(X509, subject),
+        roles=frozenset(_MINTED[role] for role in claims.roles if role in _MINTED),
         groups=frozenset(groups),
         epoch=epoch,
     )

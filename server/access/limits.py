@@ -34,8 +34,10 @@ class RateLimiter:
             Role.ADMIN: limits.admin,
             Role.HARVESTER: limits.harvester,
             Role.OUTSIDE_WORKER: limits.outside_worker,
+            Role.FOREIGN_PILOT: limits.foreign_pilot,
             Role.WORKER: limits.worker,
             Role.PILOT: limits.pilot,
+            Role.KEY_HOLDER: limits.anybody,
         }
         self._paced = {role: limit for role, limit in self._limits.items() if limit.per_s > 0}
         self._clock = clock
@@ -79,8 +81,10 @@ _GENEROUS = (
     Role.PILOT,
     Role.ADMIN,
     Role.OUTSIDE_WORKER,
+    Role.FOREIGN_PILOT,
     Role.HARVESTER,
     Role.PRODUCTION,
     Role.USER,
     Role.WORKER,
+    Role.KEY_HOLDER,
 )

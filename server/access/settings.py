@@ -78,6 +78,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     admin: RoleLimit = msgspec.field(default_factory=lambda: RoleLimit(500.0, 5000.0, 256))
     harvester: RoleLimit = msgspec.field(default_factory=lambda: RoleLimit(200.0, 2000.0, 64))
     outside_worker: RoleLimit = msgspec.field(default_factory=lambda: RoleLimit(1000.0, 5000.0, 16))
+    foreign_pilot: RoleLimit = msgspec.field(default_factory=lambda: RoleLimit(1000.0, 5000.0, 16))
+    """All pilots that share an identity, as those of PanDA do, together."""
     worker: RoleLimit = msgspec.field(default_factory=lambda: RoleLimit(0.0, 0.0, 1))
     pilot: RoleLimit = msgspec.field(default_factory=lambda: RoleLimit(0.0, 0.0, 16))
     """Pilots are paced by what the server tells them."""

@@ -11,12 +11,22 @@ import logging
 from collections.abc import Collection, Sequence
 
 from common.errors import ErrorCode
-from common.states import JobState
-from server.catalogs.registration import Answer, Outcome, OutputFile, Place, Registrar, Unavailable, load_registrar
+from common.states import JobState, UnitState
+from server.catalogs.registration import (
+    Answer,
+    Confirming,
+    Outcome,
+    OutputFile,
+    Place,
+    Registrar,
+    Unavailable,
+    load_registrar,
+)
 from server.dispatch.books import attach_outputs
 from server.dispatch.context import Dispatcher
 from server.dispatch.settle import Said, held_units, settle_units
-from server.store import commits, datasets, events, jobs, outputs, registrations, units
+from server.engine.provenance import UnitOrigin
+from server.store import commits, datasets, events, jobs, outputs, provenance, registrations, units
 from server.store.codes import OutputState
 from server.store.database import Connection
 from server.store.outputs import OutputRow
@@ -49,7 +59,8 @@ def register_outputs(dispatcher: Dispatcher) -> int:
             f"job {waiting[0].job_id} waits for the registration of its outputs: set [server] registrar, or the"
             " registration of the storages and tasks to none"
         )
-    return carry_on(dispatcher, _registrar(name), waiting)
+    registrar = dispatcher.plugins.registrars.get(name)
+    return carry_on(dispatcher, registrar if registrar is not None else _registrar(name), waiting)
 
 
 @functools.lru_cache(maxsize=1)
@@ -59,6 +70,8 @@ def _registrar(name: str) -> Registrar:
 
 def carry_on(dispatcher: Dispatcher, registrar: Registrar, waiting: Sequence[Waiting]) -> int:
     """The next step for each of the jobs; how many were carried on. The others are tried again later."""
+    ended = [each for each in waiting if each.phase == Phase.CONFIRM]
+    waiting = [each for each in waiting if each.phase != Phase.CONFIRM]
     gone = [each.job_id for each in waiting if not each.alive]
     killed = [each for each in waiting if each.alive and each.killed is not None and each.phase == Phase.REGISTER]
     fresh = [each for each in waiting if each.alive and each.killed is None and each.phase == Phase.REGISTER]
@@ -69,6 +82,7 @@ def carry_on(dispatcher: Dispatcher, registrar: Registrar, waiting: Sequence[Wai
             _give_up(connection, [(each.job_id, each.killed or "") for each in killed], dispatcher.now())
     done = _register(dispatcher, registrar, fresh) if fresh else 0
     done += _withdraw(dispatcher, registrar, unwanted) if unwanted else 0
+    done += _confirm(dispatcher, registrar, ended) if ended else 0
     if done:
         dispatcher.changed()
     return len(gone) + done
@@ -84,7 +98,7 @@ def _register(dispatcher: Dispatcher, registrar: Registrar, waiting: Sequence[Wa
     good, refused, later = _sorted(ids, rows, answers)
     now = dispatcher.now()
     with dispatcher.database.write() as connection:
-        done = _succeed(connection, good, now)
+        done = _succeed(connection, good, now, isinstance(registrar, Confirming))
         _give_up(connection, list(refused.items()), now)
         _put_off(dispatcher, connection, waiting, later, now)
     return done + len(refused)
@@ -111,9 +125,28 @@ def _withdraw(dispatcher: Dispatcher, registrar: Registrar, waiting: Sequence[Wa
     return done
 
 
+def _confirm(dispatcher: Dispatcher, registrar: Registrar, waiting: Sequence[Waiting]) -> int:
+    """Tell the catalogue of jobs that have ended well; how many it was told of."""
+    ids = [each.job_id for each in waiting]
+    later: dict[int, str] = {}
+    if isinstance(registrar, Confirming):
+        with dispatcher.database.read() as connection:
+            rows = outputs.of_jobs(connection, ids, [OutputState.CONFIRMED])
+            files = _files(dispatcher, connection, rows)
+        _, refused, later = _sorted(ids, rows, _ask(registrar.confirm, files))
+        for job_id, words in refused.items():
+            logger.warning("the catalogue does not want to know that job %d has ended well: %s", job_id, words)
+    with dispatcher.database.write() as connection:
+        registrations.forget(connection, [job_id for job_id in ids if job_id not in later])
+        _put_off(dispatcher, connection, waiting, later, dispatcher.now())
+    return len(ids) - len(later)
+
+
 def _files(dispatcher: Dispatcher, connection: Connection, rows: Sequence[OutputRow]) -> list[OutputFile]:
     world = dispatcher.looks.get().world
     places = datasets.memberships(connection, [row.id for row in rows])
+    units_of = provenance.units(connection, {row.job_id for row in rows})
+    parents = {job_id: _parents(found) for job_id, found in units_of.items()}
     found = []
     for row in rows:
         urls = world.urls(row.storage, row.path, "", write=False) if row.storage in world.storages else []
@@ -128,9 +161,16 @@ def _files(dispatcher: Dispatcher, connection: Connection, rows: Sequence[Output
                 events=row.events,
                 attributes=row.attributes,
                 datasets=tuple(Place(at.did, at.storage, at.lifetime_days, at.expires) for at in places[row.id]),
+                parents=parents[row.job_id],
             )
         )
     return found
+
+
+def _parents(held: Sequence[UnitOrigin]) -> tuple[str, ...]:
+    """The files that a job has processed."""
+    processed = (UnitState.OUTPUTTING.value, UnitState.DONE.value)
+    return tuple(dict.fromkeys(each.did for each in held if each.did is not None and each.state in processed))
 
 
 def _ask(call: object, files: Sequence[OutputFile]) -> Sequence[Answer]:
@@ -165,7 +205,7 @@ def _sorted(
     return good, refused, {job_id: words for job_id, words in later.items() if job_id not in refused}
 
 
-def _succeed(connection: Connection, job_ids: Collection[int], now: float) -> int:
+def _succeed(connection: Connection, job_ids: Collection[int], now: float, to_confirm: bool) -> int:
     held = jobs.hold_confirmed(connection, sorted(job_ids))
     still = registrations.still(connection, [each.id for each in held], Phase.REGISTER)
     # One that was killed meanwhile is taken out of the catalogue again, at its next turn.
@@ -173,7 +213,10 @@ def _succeed(connection: Connection, job_ids: Collection[int], now: float) -> in
     if not held:
         return 0
     commits.finish_registered(connection, held, now)
-    registrations.forget(connection, [each.id for each in held])
+    if to_confirm:
+        registrations.registered(connection, [each.id for each in held], now)
+    else:
+        registrations.forget(connection, [each.id for each in held])
     events.add(
         connection,
         *(

@@ -25,7 +25,7 @@ from server.store.workflows import TaskRow
 
 logger = logging.getLogger(__name__)
 
-SLICE = 2000
+SLICE = 5000
 """Units made in one transaction, of what needs no list."""
 WAITING = (TaskState.DEFINED, TaskState.PENDING)
 """States of tasks that wait for their first units."""

@@ -10,17 +10,22 @@ import logging
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import msgspec
 
+from common.wire import OutputRole
+from server.agents.sweep_credentials import write_credentials
 from server.dispatch.context import Dispatcher
+from server.engine.world import join_url
 from server.store import events, outputs
 from server.store.outputs import OutputRow
 
 logger = logging.getLogger(__name__)
 
 BATCH = 100
+LOG = OutputRole.LOG.value
 TIMEOUT_S = 300.0
 
 
@@ -42,11 +47,20 @@ def sweep_unconfirmed(dispatcher: Dispatcher) -> int:
     for row in rows:
         if row.storage in look.world.storages:
             site = look.world.storages[row.storage].site
-            for url in look.world.urls(row.storage, row.path, site, write=True)[:1]:
-                urls[url] = row
+            ways = (
+                look.world.log_ways(row.storage, site)
+                if row.role == LOG
+                else look.world.ways(row.storage, site, write=True)
+            )
+            for way in ways[:1]:
+                urls[join_url(way.url, row.path)] = row
     if not rows:
         return 0
-    gone = [urls[each.url] for each in _remove(list(urls)) if each.ok and each.url in urls] if urls else []
+    gone: list[OutputRow] = []
+    if urls:
+        with tempfile.TemporaryDirectory(prefix="pilotage-sweep-") as folder:
+            removals = _remove(list(urls), write_credentials(dispatcher, urls, Path(folder)))
+        gone = [urls[each.url] for each in removals if each.ok and each.url in urls]
     with dispatcher.database.write() as connection:
         now = dispatcher.now()
         outputs.mark_removed(connection, [row.id for row in gone])
@@ -62,13 +76,13 @@ def sweep_unconfirmed(dispatcher: Dispatcher) -> int:
     return len(gone)
 
 
-def _remove(urls: list[str]) -> list[Removal]:
+def _remove(urls: list[str], credentials: Path) -> list[Removal]:
     beside = Path(sys.executable).with_name("pilotage")
     program = str(beside) if beside.exists() else shutil.which("pilotage")
     if program is None:
         raise FileNotFoundError("the pilotage command is not installed beside this Python: nothing can be swept")
     done = subprocess.run(
-        [program, "pilot", "remove"],
+        [program, "pilot", "remove", "--credentials", str(credentials)],
         input=b"\n".join(msgspec.json.encode(url) for url in urls),
         capture_output=True,
         timeout=TIMEOUT_S,

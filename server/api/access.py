@@ -27,7 +27,7 @@ from server.store import access
 
 _ANYBODY = allow(Role.ANYBODY)
 _ADMIN = allow(Role.ADMIN)
-_NAMED = allow(Role.USER, Role.HARVESTER, Role.OUTSIDE_WORKER)
+_NAMED = allow(Role.USER, Role.HARVESTER, Role.OUTSIDE_WORKER, Role.FOREIGN_PILOT)
 
 
 def _whoami(_: Dispatcher, call: Call) -> Whoami:

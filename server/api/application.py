@@ -15,20 +15,25 @@ from common.problem import CONTENT_TYPE, FieldError, Problem
 from server.access.identify import Access
 from server.access.limits import limit_of
 from server.api.audit import note_change
-from server.api.auth import Later, authenticate
+from server.api.auth import Later, authenticate, bearer
 from server.api.metering import Metering
 from server.api.routes import ROUTES
 from server.api.routing import Call, Raw, Route
+from server.compat.bodies import PIECE_BYTES, Body
+from server.compat.face import Face
+from server.compat.faces import faces_of
 from server.dispatch.context import Dispatcher
-from server.dispatch.errors import Invalid, Refused, TooLarge, Unauthenticated, Unprocessable
+from server.dispatch.errors import Invalid, Refused, Unauthenticated, Unprocessable
 from server.dispatch.rights import check_sight
 from server.store.database import DatabaseUnavailable, IntegrityError, UnstorableValue
 
 logger = logging.getLogger(__name__)
 
 
-def create_application(dispatcher: Dispatcher, routes: Sequence[Route] = ROUTES) -> falcon.App[Any, Any]:
-    """A WSGI app that serves ``routes``.
+def create_application(
+    dispatcher: Dispatcher, routes: Sequence[Route] = ROUTES, faces: Sequence[Face] | None = None
+) -> falcon.App[Any, Any]:
+    """A WSGI app that serves ``routes`` and ``faces``; which faces, the configuration says if nobody else does.
 
     Raises:
         ValueError: a route says not who may call it.
@@ -37,11 +42,14 @@ def create_application(dispatcher: Dispatcher, routes: Sequence[Route] = ROUTES)
     access = Access(dispatcher)
     app = falcon.App(media_type="application/json", middleware=[Metering(dispatcher.watch)])
     resources: dict[str, Any] = {}
-    for route in routes:
+    shown = faces_of(dispatcher.config.compat) if faces is None else list(faces)
+    served: list[tuple[Route, Face | None]] = [(route, None) for route in routes]
+    served += [(route, face) for face in shown for route in face.routes]
+    for route, face in served:
         if not route.access:
             raise ValueError(f"{route.method} {route.path} says not who may call it")
         resource = resources.setdefault(route.path, type("Resource", (), {})())
-        setattr(resource, f"on_{route.method.lower()}", _responder(dispatcher, access, route))
+        setattr(resource, f"on_{route.method.lower()}", _responder(dispatcher, access, route, face))
     for path, resource in resources.items():
         app.add_route(path, resource)
     app.add_error_handler(Exception, _unexpected)
@@ -56,57 +64,63 @@ def create_application(dispatcher: Dispatcher, routes: Sequence[Route] = ROUTES)
 Responder = Callable[..., None]
 
 
-def _responder(dispatcher: Dispatcher, access: Access, route: Route) -> Responder:
+def _responder(dispatcher: Dispatcher, access: Access, route: Route, face: Face | None) -> Responder:
     decoder = msgspec.json.Decoder(route.request) if route.request is not None else None
 
     def respond(req: falcon.Request, resp: falcon.Response, **path: str) -> None:
-        caller = authenticate(access, route, req)
+        req.context.face = face
+        caller = authenticate(access, route, req, bearer if face is None else face.credential)
         limit = access.limiter.body_bytes(limit_of(caller.roles))
         body: Any = _decode(decoder, _read(req, limit)) if decoder is not None else None
         if route.stream:
             body = _pieces(req)
+        if face is not None:
+            body = Body(_stream(req), limit, req.content_length)
         query = {name: value if isinstance(value, str) else ",".join(value) for name, value in req.params.items()}
         unknown = sorted(set(query) - set(route.query))
-        if unknown:
+        if unknown and face is None:
             known = ", ".join(route.query) or "none"
             raise Invalid(f"unknown parameter {unknown[0]!r}", [(unknown[0], f"leave it out; known: {known}")])
         if caller.pilot_id is None:
             check_sight(dispatcher, caller, path, query)
-        call = Call(caller, path, query, body)
+        call = Call(caller, path, query, body, header=req.get_header)
         reply = route.handler(dispatcher, call)
-        if caller.is_person and route.method != "GET" and route.audited:
+        if caller.is_person and route.is_change:
             note_change(dispatcher, route, call, reply, req.remote_addr)
             access.forget()
         resp.status = route.status
         if isinstance(reply, Raw):
-            resp.content_type = reply.content_type
-            if isinstance(reply.content, bytes):
-                resp.data = reply.content
-            else:
-                resp.stream = reply.content
+            _send_raw(resp, reply)
         elif reply is not None:
             resp.data = msgspec.json.encode(reply)
 
     return respond
 
 
+def _send_raw(resp: falcon.Response, reply: Raw) -> None:
+    if reply.status is not None:
+        resp.status = reply.status
+    for name, value in reply.headers.items():
+        resp.set_header(name, value)
+    resp.content_type = reply.content_type
+    if isinstance(reply.content, bytes):
+        resp.data = reply.content
+    else:
+        resp.stream = reply.content
+
+
+def _stream(req: falcon.Request) -> Any:
+    """The body of a request, which ends where its length says, if it has one."""
+    return req.bounded_stream if req.content_length is not None else req.stream
+
+
 def _read(req: falcon.Request, limit: int) -> bytes:
-    if (req.content_length or 0) > limit:
-        raise TooLarge(f"at most {limit} bytes are taken")
-    stream = req.bounded_stream if req.content_length is not None else req.stream
-    body: bytes = stream.read(limit + 1) if req.content_length is None else stream.read()
-    if len(body) > limit:
-        raise TooLarge(f"at most {limit} bytes are taken")
-    return body
-
-
-PIECE_BYTES = 256 * 1024
-"""How much of a streamed body is in memory at a time."""
+    return Body(_stream(req), limit, req.content_length).raw()
 
 
 def _pieces(req: falcon.Request) -> Iterator[bytes]:
     """The body, piece by piece; whoever takes it counts."""
-    stream = req.bounded_stream if req.content_length is not None else req.stream
+    stream = _stream(req)
     while piece := stream.read(PIECE_BYTES):
         yield piece
 
@@ -125,7 +139,12 @@ def _decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
         raise Invalid(f"the body is no JSON: {error}", [("$", "send JSON in UTF-8")]) from error
 
 
-def _send(resp: falcon.Response, problem: Problem) -> None:
+def _send(req: falcon.Request, resp: falcon.Response, problem: Problem) -> None:
+    """Say no, in the words of the caller's protocol."""
+    face = getattr(req.context, "face", None)
+    if face is not None:
+        _send_raw(resp, face.refused(req, problem))
+        return
     resp.status = problem.status
     resp.content_type = CONTENT_TYPE
     resp.data = problem.encode()
@@ -137,6 +156,7 @@ def _refused(req: falcon.Request, resp: falcon.Response, error: Refused, _: Any)
     if isinstance(error, Later):
         resp.set_header("Retry-After", str(max(1, math.ceil(error.retry_after_s))))
     _send(
+        req,
         resp,
         Problem(
             title=error.title,
@@ -152,7 +172,7 @@ def _refused(req: falcon.Request, resp: falcon.Response, error: Refused, _: Any)
 def _http_error(req: falcon.Request, resp: falcon.Response, error: falcon.HTTPError, _: Any) -> None:
     status = falcon.http_status_to_code(error.status)
     title = "There is no such page" if status == 404 else error.title or "The request cannot be carried out"
-    _send(resp, Problem(title=title, status=status, type="pilotage:http", detail=error.description or req.path))
+    _send(req, resp, Problem(title=title, status=status, type="pilotage:http", detail=error.description or req.path))
     for name, value in (error.headers or {}).items():  # type: ignore[union-attr]
         resp.set_header(name, value)
 
@@ -161,14 +181,16 @@ def _unavailable(req: falcon.Request, resp: falcon.Response, error: DatabaseUnav
     logger.warning("%s %s: the database is not available: %s", req.method, req.path, error)
     req.context.database_failed = True
     resp.set_header("Retry-After", "1")
-    _send(resp, Problem(title="The database is not available", status=503, type="pilotage:unavailable"))
+    _send(req, resp, Problem(title="The database is not available", status=503, type="pilotage:unavailable"))
 
 
 def _collision(req: falcon.Request, resp: falcon.Response, error: IntegrityError, _: Any) -> None:
     # Two requests did the same thing at the same moment: the one that repeats sees what the other did.
     logger.info("%s %s collided: %s", req.method, req.path, error.orig)
     resp.set_header("Retry-After", "1")
-    _send(resp, Problem(title="Another request did this at the same moment", status=503, type="pilotage:collision"))
+    _send(
+        req, resp, Problem(title="Another request did this at the same moment", status=503, type="pilotage:collision")
+    )
 
 
 def _unstorable(req: falcon.Request, resp: falcon.Response, error: UnstorableValue, state: Any) -> None:
@@ -179,4 +201,6 @@ def _unstorable(req: falcon.Request, resp: falcon.Response, error: UnstorableVal
 
 def _unexpected(req: falcon.Request, resp: falcon.Response, error: Exception, _: Any) -> None:
     logger.error("%s %s failed", req.method, req.path, exc_info=error)
-    _send(resp, Problem(title="A mistake inside the server; its log says more", status=500, type="pilotage:internal"))
+    _send(
+        req, resp, Problem(title="A mistake inside the server; its log says more", status=500, type="pilotage:internal")
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import falcon
 
 from common.tokens import TokenError
@@ -37,8 +39,25 @@ class TooManyRequests(Later):
     title = "Too many requests"
 
 
-def authenticate(access: Access, route: Route, req: falcon.Request) -> Caller:
-    """The caller of a route, who may call it.
+def bearer(req: falcon.Request) -> str | None:
+    """The token in the header ``Authorization``; None without that header.
+
+    Raises:
+        Unauthenticated: there is none in it.
+    """
+    header = req.get_header("Authorization")
+    if header is None:
+        return None
+    scheme, _, token = header.partition(" ")
+    if scheme.lower() != SCHEME or not token.strip():
+        raise Unauthenticated("send a token: Authorization: Bearer …")
+    return token.strip()
+
+
+def authenticate(
+    access: Access, route: Route, req: falcon.Request, credential: Callable[[falcon.Request], str | None] = bearer
+) -> Caller:
+    """The caller of a route, who may call it; ``credential`` finds the token of a request.
 
     Raises:
         Unauthenticated: there is no valid credential.
@@ -50,12 +69,19 @@ def authenticate(access: Access, route: Route, req: falcon.Request) -> Caller:
         vouched = access.passed_on(req.get_header, req.remote_addr)
         if Role.ANYBODY in route.access:
             access.limiter.take(Role.ANYBODY, req.remote_addr)
-            return NOBODY
-        header = req.get_header("Authorization")
-        if header is None and vouched is not None:
+            if not route.recognises:
+                return NOBODY
+        token = credential(req)
+        if token is not None:
+            caller = access.caller(token, late_pilots=route.late_pilots)
+        elif vouched is not None:
             caller = access.vouched(vouched)
+        elif route.recognises:
+            return NOBODY
         else:
-            caller = access.caller(_bearer(header), late_pilots=route.late_pilots)
+            raise Unauthenticated("send a token: Authorization: Bearer …")
+        if route.recognises:
+            return caller
         access.limiter.take(limit_of(caller.roles), caller.name)
     except TokenError as error:
         raise Unauthenticated(str(error)) from error
@@ -72,10 +98,3 @@ def authenticate(access: Access, route: Route, req: falcon.Request) -> Caller:
         has = ", ".join(sorted(caller.roles)) or "none (an admin gives roles)"
         raise Forbidden(f"this needs the role {needed}; {caller.name} has {has}")
     return caller
-
-
-def _bearer(header: str | None) -> str:
-    scheme, _, token = (header or "").partition(" ")
-    if scheme.lower() != SCHEME or not token.strip():
-        raise Unauthenticated("send a token: Authorization: Bearer …")
-    return token.strip()

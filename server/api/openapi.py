@@ -97,6 +97,8 @@ def _refusals(route: Route) -> list[int]:
         found |= {401, 403}
     if "{" in route.path:
         found |= {404, 405}
+    if route.configured:
+        found.add(404)
     if route.method != "GET":
         found |= {401, 403, 404, 409, 422}
     if route.request is not None or route.stream:

@@ -11,7 +11,9 @@ from common.wire import (
     HeartbeatRequest,
     PilotEnd,
     PilotGrant,
+    PilotPage,
     PilotRegistration,
+    PilotView,
     RecordReply,
     RecordRequest,
     UnitsAcquireReply,
@@ -20,10 +22,11 @@ from common.wire import (
     UnitsReleaseRequest,
     WhyReply,
 )
-from server.api.routing import Call, Role, Route, allow
+from server.api.routing import Call, Role, Route, allow, page_of
 from server.dispatch import acquire, commit, heartbeat, look, registration
 from server.dispatch.context import Dispatcher
 from server.dispatch.errors import Forbidden
+from server.store import pilots
 
 _PILOT = allow(Role.PILOT)
 
@@ -40,6 +43,20 @@ def _end(dispatcher: Dispatcher, call: Call) -> None:
 
 def _why(dispatcher: Dispatcher, call: Call) -> WhyReply:
     return look.why_pilot(dispatcher, call.number("pilot_id"))
+
+
+def _list(dispatcher: Dispatcher, call: Call) -> PilotPage:
+    after, limit = page_of(call)
+    with dispatcher.database.read() as connection:
+        items = pilots.page(connection, call.query.get("queue"), call.flag("failed"), after, limit)
+    return PilotPage(next=items[-1].id if len(items) == limit else None, items=items)
+
+
+def _show(dispatcher: Dispatcher, call: Call) -> PilotView:
+    view = look.pilot(dispatcher, call.number("pilot_id"))
+    if not call.caller.roles & {Role.PRODUCTION, Role.ADMIN}:
+        view.log_tail = ""  # it names the jobs and the input of all who used the slot
+    return view
 
 
 def _acquire(dispatcher: Dispatcher, call: Call) -> AcquireReply:
@@ -73,6 +90,11 @@ def _finish(dispatcher: Dispatcher, call: Call) -> FinishReply:
 ROUTES = [
     Route("POST", "/v1/pilots", allow(Role.WORKER), _register, "Register a pilot", PilotRegistration, PilotGrant, 201),
     Route("POST", "/v1/pilots/{pilot_id}:end", _PILOT, _end, "A pilot leaves", PilotEnd, status=204, late_pilots=True),
+    Route(
+        "GET", "/v1/pilots", allow(Role.USER), _list, "List pilots", reply=PilotPage,
+        query=("queue", "failed", "after", "limit"),
+    ),
+    Route("GET", "/v1/pilots/{pilot_id}", allow(Role.USER), _show, "A pilot", reply=PilotView),
     Route("GET", "/v1/pilots/{pilot_id}/why", allow(Role.USER), _why, "Why it gets nothing", reply=WhyReply),
     Route("POST", "/v1/jobs:acquire", _PILOT, _acquire, "Ask for jobs", AcquireRequest, AcquireReply),
     Route(

@@ -22,6 +22,9 @@ class Raw:
 
     content: bytes | Iterator[bytes]
     content_type: str
+    status: int | None = None
+    """What the route says, if not another."""
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class Call:
     body: Any
     audit: dict[str, object] = field(default_factory=dict)
     """What a handler adds to the audit event of a person's change: never a secret."""
+    header: Callable[[str], str | None] = lambda _: None
+    """A header of the request by its name."""
 
     @property
     def pilot_id(self) -> int:
@@ -118,6 +123,17 @@ class Route:
     """Whether what a person changes by it is told to the audit; work that is done by the thousand is not."""
     stream: bool = False
     """Whether the body is no JSON and given to the handler piece by piece; the handler says how much it takes."""
+    changes: bool | None = None
+    """Whether it changes something; what is not said follows from the method. Some of other systems' GETs do."""
+    recognises: bool = False
+    """Whether the handler of a route that is open to anybody is told who calls, if the caller proves it."""
+    configured: bool = False
+    """Whether it is there only where the server's configuration says so."""
+
+    @property
+    def is_change(self) -> bool:
+        """Whether what a person does by it is told to the audit."""
+        return self.audited and (self.method != "GET" if self.changes is None else self.changes)
 
 
 def allow(*roles: Role) -> frozenset[Role]:

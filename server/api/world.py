@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from typing import Any
 
@@ -21,12 +22,14 @@ from common.wire import (
     StorageList,
     StorageSpec,
     WhyReply,
+    WorkersAcquireReply,
+    WorkersAcquireRequest,
     WorkersReportReply,
     WorkersReportRequest,
 )
 from server.api.routing import Call, Handler, Role, Route, allow
 from server.config import MAY_BE_ZERO, Knobs
-from server.dispatch import demand, look, registration, rights, shares
+from server.dispatch import demand, look, push, registration, rights, shares, storages
 from server.dispatch.context import Dispatcher, read_knobs
 from server.dispatch.errors import Conflict, Forbidden, Invalid, NotFound
 from server.store import world
@@ -79,6 +82,11 @@ def _put(check: Callable[[Any, Any], None]) -> Handler:
     return handler
 
 
+def _put_storage(dispatcher: Dispatcher, call: Call) -> StorageSpec:
+    _same_name(call, call.body.name)
+    return storages.put(dispatcher, call.body)
+
+
 def _same_name(call: Call, name: str) -> None:
     if name != call.path["name"]:
         raise Invalid("the names differ", [("$.name", f"the path says {call.path['name']!r}: give the same")])
@@ -102,7 +110,7 @@ def _any_site(_: Any, spec: SiteSpec) -> None:
     """A site refers to nothing that must be there: distances to storages to come are fine."""
 
 
-def _known_site(connection: Any, spec: QueueSpec | StorageSpec) -> None:
+def _known_site(connection: Any, spec: QueueSpec) -> None:
     if world.one(connection, SiteSpec, spec.site) is None:
         names = ", ".join(each.name for each in world.every(connection, SiteSpec)) or "none yet"
         raise Invalid(f"there is no site {spec.site!r}", [("$.site", f"make the site first; known: {names}")])
@@ -154,16 +162,33 @@ def _settings(dispatcher: Dispatcher, _: Call) -> Knobs:
         return read_knobs(world.settings(connection))
 
 
-def _put_setting(dispatcher: Dispatcher, call: Call) -> Knobs:
+def _setting_of(call: Call) -> str:
     key = call.path["key"]
     known = [each.name for each in msgspec.structs.fields(Knobs)]
     if key not in known:
-        raise NotFound(f"there is no setting {key!r}; known: {', '.join(known)}")
+        near = difflib.get_close_matches(key, known, n=3)
+        words = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+        raise NotFound(f"there is no setting {key!r}; {words}")
+    return key
+
+
+def _reset_setting(dispatcher: Dispatcher, call: Call) -> Knobs:
+    key = _setting_of(call)
+    with dispatcher.database.write() as connection:
+        world.remove_setting(connection, key)
+        knobs = read_knobs(world.settings(connection))
+    dispatcher.changed()
+    return knobs
+
+
+def _put_setting(dispatcher: Dispatcher, call: Call) -> Knobs:
+    key = _setting_of(call)
     with dispatcher.database.write() as connection:
         try:
             knobs = read_knobs({**world.settings(connection), key: call.body.value})
         except msgspec.ValidationError as error:
-            raise Invalid(f"{key}: {error}", [("$.value", str(error))]) from error
+            what = str(error).partition(" - at ")[0]
+            raise Invalid(f"{key}: {what}", [("$.value", what)]) from error
         _check_range(key, getattr(knobs, key))
         world.put_setting(connection, key, call.body.value)
     dispatcher.changed()
@@ -182,7 +207,8 @@ def _check_range(key: str, value: object) -> None:
 
 
 def _demand(dispatcher: Dispatcher, call: Call) -> DemandReply:
-    return demand.demand_of(dispatcher, call.path["name"], explain=call.flag("explain"))
+    harvester = call.caller.name if Role.HARVESTER in call.caller.roles else None
+    return demand.demand_of(dispatcher, call.path["name"], explain=call.flag("explain"), harvester=harvester)
 
 
 def _why(dispatcher: Dispatcher, call: Call) -> WhyReply:
@@ -205,22 +231,28 @@ def _report_workers(dispatcher: Dispatcher, call: Call) -> WorkersReportReply:
     return registration.report_workers(dispatcher, call.body)
 
 
+def _acquire_for_workers(dispatcher: Dispatcher, call: Call) -> WorkersAcquireReply:
+    if call.body.harvester != call.caller.name:
+        raise Forbidden(f"this token is harvester {call.caller.name!r}'s: ask as that, or mint one of that subject")
+    return push.acquire(dispatcher, call.body)
+
+
 _OFFER = ("cores", "memory_mb", "disk_mb", "wall_s", "gpus", "tags")
 
 
-def _kind(path: str, word: str, kind: type[Any], listing: type[Any], check: Callable[[Any, Any], None]) -> list[Route]:
+def _kind(path: str, word: str, kind: type[Any], listing: type[Any], put: Handler) -> list[Route]:
     return [
         Route("GET", path, _USER, _list(kind, listing), f"List {path.rsplit('/', 1)[1]}", reply=listing),
         Route("GET", f"{path}/{{name}}", _USER, _get(kind, word), f"Look at a {word}", reply=kind),
-        Route("PUT", f"{path}/{{name}}", _ADMIN, _put(check), f"Make or change a {word}", kind, kind),
+        Route("PUT", f"{path}/{{name}}", _ADMIN, put, f"Make or change a {word}", kind, kind),
         Route("DELETE", f"{path}/{{name}}", _ADMIN, _delete(kind, word), f"Delete a {word}", status=204),
     ]
 
 
 ROUTES = [
-    *_kind("/v1/sites", "site", SiteSpec, SiteList, _any_site),
-    *_kind("/v1/queues", "queue", QueueSpec, QueueList, _known_site),
-    *_kind("/v1/storages", "storage", StorageSpec, StorageList, _known_site),
+    *_kind("/v1/sites", "site", SiteSpec, SiteList, _put(_any_site)),
+    *_kind("/v1/queues", "queue", QueueSpec, QueueList, _put(_known_site)),
+    *_kind("/v1/storages", "storage", StorageSpec, StorageList, _put_storage),
     Route("GET", "/v1/shares", _USER, _shares, "List shares", reply=ShareList),
     Route("GET", "/v1/share-tree", _USER, _share_tree, "What shares should have, and have", reply=ShareTree),
     Route("GET", "/v1/shares/{name}", _USER, _share, "A share and those below it, likewise", reply=ShareTree),
@@ -228,6 +260,7 @@ ROUTES = [
     Route("DELETE", "/v1/shares/{name}", _ADMIN, _delete_share, "Delete a share", status=204),
     Route("GET", "/v1/settings", _USER, _settings, "Look at the settings", reply=Knobs),
     Route("PUT", "/v1/settings/{key}", _ADMIN, _put_setting, "Turn a knob", SettingValue, Knobs),
+    Route("DELETE", "/v1/settings/{key}", _ADMIN, _reset_setting, "Put a knob back to its default", reply=Knobs),
     Route("GET", "/v1/queues/{name}/why", _USER, _why, "Why its slots get nothing", reply=WhyReply, query=_OFFER),
     Route(
         "GET", "/v1/queues/{name}/demand", allow(Role.HARVESTER, Role.ADMIN), _demand,
@@ -236,5 +269,9 @@ ROUTES = [
     Route(
         "POST", "/v1/workers:report", allow(Role.HARVESTER), _report_workers, "Report workers",
         WorkersReportRequest, WorkersReportReply,
+    ),
+    Route(
+        "POST", "/v1/workers:acquire", allow(Role.HARVESTER), _acquire_for_workers, "Claim jobs for planned workers",
+        WorkersAcquireRequest, WorkersAcquireReply,
     ),
 ]  # fmt: skip

@@ -11,13 +11,14 @@ import msgspec
 
 from server.bench.errors import BenchError
 from server.bench.flat import run_flat
+from server.bench.idle import run_idle
 from server.bench.profiles import Options, bench, run_claim, run_world
 from server.bench.report import as_lines
 from server.bench.reserve import run_reserve
 from server.store.bulk import Unfilled
 from server.store.database import DatabaseUnavailable
 
-PROFILES = {"world": run_world, "claim": run_claim, "flat": run_flat, "reserve": run_reserve}
+PROFILES = {"world": run_world, "claim": run_claim, "flat": run_flat, "reserve": run_reserve, "idle": run_idle}
 _COUNT = click.IntRange(1)
 
 
@@ -47,6 +48,10 @@ def dispatch(profile: str, as_json: bool, **values: Any) -> None:
 
     It fills tables of its own, starts the web side and the agents as programs with all checks on, and takes everything
     away again. Give PostgreSQL a database of its own for it.
+
+    Profiles: world, the published load of PanDA, held for minutes; claim, as many claims and whole lives as go; flat, what
+    a claim costs with few and many ready units; reserve, files of projects, small and large; idle, 10,000 pilots without
+    work, what they cost and how soon a new task reaches them (--warm-up: the time over which they come).
     """
     if (values["keep"] or values["reuse"]) and values["database"] is None:
         raise click.UsageError("--keep and --reuse need a --database that outlives the run")

@@ -125,7 +125,7 @@ def _describe(database: Database, size: Size, settings: dict[str, object], draw:
 
 
 def _submit(database: Database, size: Size, tags: Sequence[str], draw: random.Random, now: float) -> None:
-    stages = [_stage(number, tags, draw) for number in range(size.tasks)]
+    stages = [stage_of(number, tags, draw) for number in range(size.tasks)]
     flows = [stages[start : start + STAGES_EACH] for start in range(0, len(stages), STAGES_EACH)]
     for start in range(0, len(flows), TRANSACTION):
         with database.write() as connection:
@@ -134,7 +134,8 @@ def _submit(database: Database, size: Size, tags: Sequence[str], draw: random.Ra
                 workflows.add(connection, request, f"user-{number % 500}", f"user.user-{number % 500}", now)
 
 
-def _stage(number: int, tags: Sequence[str], draw: random.Random) -> StageSpec:
+def stage_of(number: int, tags: Sequence[str], draw: random.Random) -> StageSpec:
+    """The stage of the task of this number."""
     leaves = [share.name for share in share_tree() if share.name.count("-") == 3]
     requirements = Requirements(
         cores=draw.choice((1, 1, 1, 8)),
@@ -148,6 +149,7 @@ def _stage(number: int, tags: Sequence[str], draw: random.Random) -> StageSpec:
         command=["/bin/sh", "-c", "reconstruct %IN"],
         image="/cvmfs/images.example.org/reco:v3",
         outputs=[OutputPattern("*.root")],
+        files_per_job=1,  # also when the task was measured amid the run
         requirements=requirements,
         share=draw.choice(leaves),
         priority=draw.randrange(0, 1000),

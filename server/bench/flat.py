@@ -37,7 +37,7 @@ def run_flat(run: Bench) -> Report:
     drained = _compare_drained(run, made)
     server = run.servers[0]
     made.conditions = report.conditions(
-        run.load_average, server, connections=_connections(run), **sizes, drained_bucket=drained
+        run.machine, server, connections=_connections(run), **sizes, drained_bucket=drained
     )
     return made
 

@@ -14,7 +14,9 @@ from server.bench.wire import ClaimAnswer, RecordAnswer
 MAX_EXAMPLES = 5
 CLAIM, RECORD, CONFIRM, HEARTBEAT = "claim", "record", "confirm", "heartbeat"
 RESERVE, RELEASE = "reserve", "release"
-KINDS = (CLAIM, RECORD, CONFIRM, HEARTBEAT, RESERVE, RELEASE)
+ASK = "ask"
+"""A claim of an idle pilot that brought nothing."""
+KINDS = (CLAIM, RECORD, CONFIRM, HEARTBEAT, RESERVE, RELEASE, ASK)
 
 
 class Life:

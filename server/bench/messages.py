@@ -45,6 +45,29 @@ class Files(msgspec.Struct, tag="files"):
     cpu_site: str
 
 
+class Idle(msgspec.Struct, tag="idle"):
+    """Pilots without work, each asking again when it was told to; then a workflow of ``units`` is submitted.
+
+    The pilots ``first_pilot … + pilots - 1`` come evenly over ``coming_s`` and share the connections, each pilot always
+    the same one. When their rate is steady, ``settle_s`` after the last came at the latest, it is measured for
+    ``seconds``. What follows ends when ``busy_share`` of them have a job, ``limit_s`` after the submission at the latest.
+    """
+
+    target: Target
+    name: str
+    connections: int
+    first_pilot: int
+    pilots: int
+    offer: Offer
+    units: int
+    share: str
+    coming_s: float
+    settle_s: float
+    seconds: float
+    limit_s: float
+    busy_share: float = 0.9
+
+
 class World(msgspec.Struct, tag="world"):
     """Open loop: heartbeats and whole lives at moments fixed in advance (Poisson), latency from those moments.
 
@@ -77,11 +100,28 @@ class Go(msgspec.Struct, tag="go"):
     claims: int = 0
 
 
-Order = Claims | Files | World | Go
+Order = Claims | Files | Idle | World | Go
 
 
 class Ready(msgspec.Struct):
     """All is rendered and connected."""
+
+
+class IdleSeen(msgspec.Struct):
+    """What an idle fleet did, in seconds from the start of the run: ``asks`` and ``starts`` are float64 moments at which
+    pilots asked and got a job.
+
+    ``settled`` is when measuring began, ``steady`` whether the rate was steady then. ``sent_away`` counts answers without
+    a job after the first with one, ``refusal`` is why the last pilot got nothing of the new work.
+    """
+
+    asks: bytes = b""
+    starts: bytes = b""
+    settled: float | None = None
+    steady: bool = False
+    submitted: float | None = None
+    sent_away: int = 0
+    refusal: str = ""
 
 
 class Result(msgspec.Struct):
@@ -100,6 +140,7 @@ class Result(msgspec.Struct):
     latencies: dict[str, bytes] = {}
     claims: bytes = b""
     backlog: list[int] = []
+    idle: IdleSeen | None = None
 
 
 _LENGTH = struct.Struct("!Q")

@@ -107,7 +107,11 @@ class OpenLoop:
             self._broken(connection, error, book)
 
     def _broken(self, connection: Connection, error: Broken, book: Book) -> None:
-        book.error(f"{type(connection.work).__name__}: {error}")
+        if connection.work is None:
+            # A server may close a connection that has been idle for long, as clients know.
+            self._free.remove(connection)
+        else:
+            book.error(f"{type(connection.work).__name__}: {error}")
         del self._connections[connection.fd]
         connection.close()
         self._open()
@@ -124,13 +128,17 @@ class OpenLoop:
         work = connection.work
         if type(work) is Beat:
             self._beat_answered(work, *answer, now, book)
-            self._free.append(connection)
+            self._release(connection)
             return
         following = self._steps.go_on(work, *answer, now, book)
         if following is None:
-            self._free.append(connection)
+            self._release(connection)
         else:
             self._send(connection, following, book)
+
+    def _release(self, connection: Connection) -> None:
+        connection.work = None
+        self._free.append(connection)
 
     @staticmethod
     def _beat_answered(work: Beat, status: int, body: bytes, now: float, book: Book) -> None:

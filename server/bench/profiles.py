@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +13,10 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from common.cli.demo_processes import Processes
+from common.cli.demo_processes import Processes, ended_by_signals
 from common.tokens import load_or_create_key
 from server.bench import report
+from server.bench.calibration import machine_now
 from server.bench.errors import BenchError
 from server.bench.fill import OFFER, Size, fill
 from server.bench.lives import CLAIM, CONFIRM, HEARTBEAT, RECORD
@@ -83,8 +83,8 @@ class Bench:
     before: ExitStack
     after: ExitStack
     servers: list[Server] = field(default_factory=list)
-    load_average: float = field(default_factory=lambda: round(os.getloadavg()[0], 2))
-    """Of the machine before the run: what else was at work."""
+    machine: Mapping[str, float] = field(default_factory=machine_now)
+    """Of the machine before the run: what else was at work, and how fast it was."""
     mark: str = field(default_factory=lambda: secrets.token_hex(6))
     """Sets this run's requests apart from those of another over the same tables."""
 
@@ -145,7 +145,7 @@ class Bench:
 def bench(options: Options, folder: Path) -> Iterator[Bench]:
     """A place for one run."""
     # Load processes end before the servers, and places are dropped when those have ended too.
-    with ExitStack() as after, Processes(environment(), folder) as processes, ExitStack() as before:
+    with ended_by_signals(), ExitStack() as after, Processes(environment(), folder) as processes, ExitStack() as before:
         yield Bench(options, folder, processes, before, after)
 
 
@@ -184,9 +184,7 @@ def run_claim(run: Bench) -> Report:
             made.charge(meter, results)
     made.count(everything)
     made.check(server.database, everything)
-    made.conditions = report.conditions(
-        run.load_average, server, connections=connections, seconds=seconds, **_sizes(size)
-    )
+    made.conditions = report.conditions(run.machine, server, connections=connections, seconds=seconds, **sizes_of(size))
     return made
 
 
@@ -227,7 +225,8 @@ def _by_kind(results: Sequence[Result]) -> dict[str, float | None]:
     }
 
 
-def _sizes(size: Size) -> dict[str, object]:
+def sizes_of(size: Size) -> dict[str, object]:
+    """How much was filled in, for the conditions."""
     return {
         "queues": size.queues,
         "tasks": size.tasks,
@@ -277,7 +276,7 @@ def run_world(run: Bench) -> Report:
         "autovacuums": [vacuums, places.autovacuums(server.database)],
     }
     made.conditions = report.conditions(
-        run.load_average, server, connections=connections, seconds=seconds, warm_up_s=warm_up, **_sizes(size)
+        run.machine, server, connections=connections, seconds=seconds, warm_up_s=warm_up, **sizes_of(size)
     )
     return made
 

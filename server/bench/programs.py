@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,10 +28,11 @@ from cryptography.x509.oid import NameOID
 
 from common.cli.demo_processes import Processes
 from common.cli.demo_world import pilotage
+from server.agents.duties import DUTIES
 from server.bench.errors import BenchError
-from server.bench.messages import Claims, Files, Go, Ready, Result, Target, World, receive, send
+from server.bench.messages import Claims, Files, Go, Idle, Ready, Result, Target, World, receive, send
 from server.config import ServerConfig
-from server.store import places
+from server.store import agents, places
 from server.store.database import Database
 
 LISTENING = re.compile(rb"listening on (https?://\S+)")
@@ -39,6 +41,8 @@ ADDRESS = "127.0.0.1"
 LEAD_S = 0.3
 """Load processes are told this long ahead when to start, so that all start together."""
 STOP_S = 10.0
+SETTLE_S = 300.0
+SETTLE_LOOK_S = 0.2
 
 T = TypeVar("T")
 
@@ -61,16 +65,32 @@ def start_server(processes: Processes, folder: Path, name: str, config: ServerCo
     pids = {}
     url = processes.start(f"{name}-web", pilotage("--config", str(config_file), "server", "--web-only"), LISTENING)
     pids["server"] = processes.pid(f"{name}-web")
-    agents = pilotage("--config", str(config_file), "server", "--agents-only")
-    processes.start(f"{name}-agents", agents, AGENTS_RUN)
+    begun = time.time()
+    command = pilotage("--config", str(config_file), "server", "--agents-only")
+    processes.start(f"{name}-agents", command, AGENTS_RUN)
     pids["agents"] = processes.pid(f"{name}-agents")
     database = Database(config.database, pool_size=2)
+    _settle(database, begun)
     backend = places.backend_pid(database)
     if backend is not None:
         pids["database"] = psutil.Process(backend).ppid()
     port = urlsplit(url).port
     assert port is not None
     return Server(name, Target(ADDRESS, port, config, config.tls_cert), database, pids)
+
+
+def _settle(database: Database, begun: float) -> None:
+    """Wait until every agent has run once: after a start some look at everything, and what is measured is not that."""
+    deadline, pause = time.monotonic() + SETTLE_S, threading.Event()
+    while True:
+        with database.read() as connection:
+            ran = {each.name for each in agents.views(connection, begun) if (each.started or 0.0) >= begun}
+        late = sorted({each.name for each in DUTIES} - ran)
+        if not late:
+            return
+        if time.monotonic() > deadline:
+            raise BenchError(f"agents did not end their first run in {SETTLE_S:.0f} s: {', '.join(late)}")
+        pause.wait(SETTLE_LOOK_S)
 
 
 def toml_of(config: ServerConfig) -> str:
@@ -102,12 +122,12 @@ class Load:
             self._process.wait()
         self._pipe(self._process.stdout).close()
 
-    def prepare(self, order: Claims | Files | World) -> None:
+    def prepare(self, order: Claims | Files | Idle | World) -> None:
         """Have it render its requests and connect."""
         self.tell(order)
         self._answer(Ready)
 
-    def tell(self, order: Claims | Files | World | Go) -> None:
+    def tell(self, order: Claims | Files | Idle | World | Go) -> None:
         """Give an order; each :class:`Go` is to be followed by :meth:`result`."""
         send(self._pipe(self._process.stdin), order)
 

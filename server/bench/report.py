@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import statistics
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,10 @@ class Report(msgspec.Struct, kw_only=True):
     drain_ratio_snapshot: float | None = None
     pairs_per_s: dict[str, float] | None = None
     pairs_ratio: float | None = None
+    idle_requests_per_s: float | None = None
+    idle_requests_max_per_s: int | None = None
+    first_start_s: float | None = None
+    busy_90_s: float | None = None
     errors: int = 0
     duplicates: int = 0
     wrong_in_database: int = 0
@@ -88,12 +92,12 @@ class Report(msgspec.Struct, kw_only=True):
         self.wrong_in_database += wrong_claims(database, pairs)
 
 
-def conditions(load_average: float, server: Server, **more: object) -> dict[str, Any]:
-    """Machine, what else was at work on it before the run, versions, settings."""
+def conditions(machine: Mapping[str, float], server: Server, **more: object) -> dict[str, Any]:
+    """Machine, how fast it was and what else was at work on it before the run, versions, settings."""
     return {
         "cores": psutil.cpu_count() or 1,
         "processor": _processor(),
-        "load_average_before": load_average,
+        **machine,
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
         "python": platform.python_version(),
         "pilotage": version(),

@@ -7,12 +7,23 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from common.states import JobState
-from common.wire import AcquireRequest, JobReport, Metrics, Offer, OutputRecord, RecordRequest
+from common.wire import (
+    AcquireRequest,
+    CounterInput,
+    JobReport,
+    Metrics,
+    Offer,
+    OutputRecord,
+    RecordRequest,
+    StageSpec,
+    WorkflowRequest,
+)
 from server.app import create_dispatcher
 from server.bench.messages import Target
 from server.bench.wire import Destination, head
 from server.config import Knobs
 from server.dispatch import registration
+from server.engine.access import Role
 
 TOKEN_S = 86400.0
 """Life of the pilots' tokens: with half an hour between heartbeats, a day."""
@@ -22,6 +33,7 @@ ID_DIGITS = 16
 
 ACQUIRE = "/v1/jobs:acquire"
 HEARTBEAT = "/v1/jobs:heartbeat"
+WORKFLOWS = "/v1/workflows"
 
 
 def mint_tokens(target: Target, pilot_ids: Iterable[int]) -> list[str]:
@@ -112,3 +124,20 @@ def finish_renderer(target: Target) -> Callable[[str, int, int, Destination], by
         return head(target, f"/v1/jobs/{job_id}:finish", token, len(body)) + body
 
     return render
+
+
+def submission(target: Target, name: str, units: int, share: str) -> bytes:
+    """A person submits a workflow of one task: so many numbers, a job for each."""
+    issuer = create_dispatcher(target.config).issuer
+    token = issuer.mint("bench", [Role.USER.value], TOKEN_S)
+    stage = StageSpec(
+        name="new",
+        input=CounterInput(units),
+        command=["/bin/sh", "-c", "simulate"],
+        image="/cvmfs/images.example.org/simulation:v3",
+        files_per_job=1,
+        scouts=False,  # else all but a few would wait for those to end
+        share=share,
+    )
+    body = msgspec.json.encode(WorkflowRequest(name=name, stages=[stage], request_id=name))
+    return head(target, WORKFLOWS, token, len(body)) + body

@@ -77,7 +77,7 @@ def run_reserve(run: Bench) -> Report:
     for side in sides:
         _check(made, side.server.database, side.results)
     made.conditions = report.conditions(
-        run.load_average, sides[0].server, connections=connections, files=sizes, pairs_each=pairs * ROUNDS
+        run.machine, sides[0].server, connections=connections, files=sizes, pairs_each=pairs * ROUNDS
     )
     return made
 

@@ -142,6 +142,21 @@ class ClaimAnswer(msgspec.Struct):
     jobs: list[GivenJob] = []
 
 
+class WhyNot(msgspec.Struct):
+    """Why a task gave nothing."""
+
+    filter: str = ""
+    detail: str = ""
+
+
+class IdleAnswer(ClaimAnswer):
+    """And what an idle pilot needs of it."""
+
+    refusals: list[WhyNot] = []
+    retry_after_s: float = 0.0
+    drain: bool = False
+
+
 class Destination(msgspec.Struct):
     """Where one output goes."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -45,6 +46,13 @@ class Catalog(ABC):
     def __init__(self, options: Any) -> None:
         """``options`` is an instance of ``Options``. Must not go out to any service."""
 
+    def join(self, others: Mapping[str, Catalog]) -> None:  # noqa: B027 (most need none)
+        """Called once, when all catalogues of the configuration are made; ``others`` has them by their sections.
+
+        Raises:
+            ConfigError: one that is needed is not there.
+        """
+
     @abstractmethod
     def files(self, query: str, after: str) -> Page:
         """A page of the files that ``query`` finds, from the beginning (``after`` empty) or from where one ended.
@@ -55,3 +63,12 @@ class Catalog(ABC):
             UnknownDataset: the query will never be answered.
             CatalogUnavailable: it may be answered later.
         """
+
+    def locate(self, dids: Sequence[str]) -> list[FileSpec]:
+        """Those of some files that the catalogue knows, with their replicas, in any order; some thousand at the most.
+
+        Raises:
+            UnknownDataset: this catalogue cannot be asked for files by their names.
+            CatalogUnavailable: it may be answered later.
+        """
+        raise UnknownDataset("this catalogue finds files by queries only, not by their names")

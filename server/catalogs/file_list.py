@@ -6,6 +6,7 @@ one of the allowed ones. The lists are those of ``files_from`` in a workflow fil
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 from urllib.parse import unquote, urlsplit
@@ -28,10 +29,11 @@ _GONE = (400, 401, 403, 404, 405, 410, 414)
 
 
 class FileListOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``folder`` holds the lists; ``urls`` are beginnings of addresses that may be fetched (https, or http within a
+    """``folder`` holds the lists; ``index`` is the one in which single files are looked up; ``urls`` are beginnings of addresses that may be fetched (https, or http within a
     site), each ending in a slash. ``ca_file`` replaces the system's certificate authorities."""
 
     folder: str = ""
+    index: str = ""
     urls: list[Annotated[str, msgspec.Meta(pattern=r"^https?://[^/?#\s]+/([^?#\s]*/)?$")]] = []
     ca_file: str | None = None
     timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 60.0
@@ -45,6 +47,7 @@ class FileListCatalog(Catalog):
     def __init__(self, options: FileListOptions) -> None:
         self._options = options
         self._last: tuple[str, list[FileSpec]] = ("", [])
+        self._index: tuple[float, dict[str, FileSpec]] = (0.0, {})
         if options.ca_file is not None:
             certificate_authorities(options.ca_file)  # one that is no good is told at the start
 
@@ -60,6 +63,19 @@ class FileListCatalog(Catalog):
         self._last = ("", [])
         return Page(files[first:])
 
+    def locate(self, dids: Sequence[str]) -> list[FileSpec]:
+        """See :class:`Catalog`: those in the list ``index``, which is read again when it has changed."""
+        if not self._options.index:
+            raise UnknownDataset("this catalogue finds files by their names only where its option index names a list")
+        try:
+            changed = self._path(self._options.index).stat().st_mtime
+        except OSError as error:
+            raise CatalogUnavailable(f"{self._options.index}: cannot be read: {error.strerror}") from error
+        if self._index[0] != changed:
+            self._index = (changed, {file.did: file for file in self._read(self._options.index)})
+        known = self._index[1]
+        return [known[did] for did in dids if did in known]
+
     def _read(self, query: str) -> list[FileSpec]:
         is_url = query.startswith(("http://", "https://"))
         text = self._fetched(query) if is_url else self._from_folder(query)
@@ -69,7 +85,7 @@ class FileListCatalog(Catalog):
         except InputError as error:
             raise UnknownDataset(error.message[:2000]) from error
 
-    def _from_folder(self, query: str) -> str:
+    def _path(self, query: str) -> Path:
         if not self._options.folder:
             raise UnknownDataset(f"{query}: this catalogue has no folder; give a URL that its configuration allows")
         name = PurePosixPath(query)
@@ -79,6 +95,10 @@ class FileListCatalog(Catalog):
         path = (root / name).resolve()
         if not path.is_relative_to(root) or not path.is_file():
             raise UnknownDataset(f"{query}: there is no such list")
+        return path
+
+    def _from_folder(self, query: str) -> str:
+        path = self._path(query)
         try:
             if path.stat().st_size > MAX_BYTES:
                 raise UnknownDataset(f"{query}: the list is larger than {MAX_BYTES} bytes")

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from common.plugins import PluginError, load_plugin, plugins
 
@@ -33,7 +33,8 @@ class Place:
 
 @dataclass(frozen=True)
 class OutputFile:
-    """A file that lies on a storage. ``path`` is below the storage's prefix, ``url`` where it can be read."""
+    """A file that lies on a storage. ``path`` is below the storage's prefix, ``url`` where it can be read; ``parents`` are
+    the DIDs of the files that its job has processed."""
 
     did: str
     storage: str
@@ -44,6 +45,7 @@ class OutputFile:
     events: int | None = None
     attributes: Mapping[str, Any] = field(default_factory=dict)
     datasets: tuple[Place, ...] = ()
+    parents: tuple[str, ...] = ()
 
 
 class Outcome(Enum):
@@ -82,8 +84,17 @@ class Registrar(Protocol):
         """Make files unknown, as they are about to be removed; one that is not known is done. Raises Unavailable."""
 
 
+@runtime_checkable
+class Confirming(Protocol):
+    """A registrar that also wants to know when it is certain that a file will not be taken back."""
+
+    def confirm(self, files: Sequence[OutputFile]) -> Sequence[Answer]:
+        """The jobs of files that were registered have ended well; an answer for each. A refusal ends it. Raises
+        Unavailable."""
+
+
 def load_registrar(name: str) -> Registrar:
-    """The registrar of that name.
+    """The registrar of that name, one that takes no options.
 
     Raises:
         PluginError: there is none, or it cannot be loaded.
@@ -92,8 +103,11 @@ def load_registrar(name: str) -> Registrar:
     if entry is None:
         known = ", ".join(plugins(GROUP)) or "none is installed"
         raise PluginError(f"[server] registrar: there is no {name!r}; known: {known}")
-    factory: Callable[[], Registrar] = load_plugin(entry)
-    return factory()
+    factory = load_plugin(entry)
+    if hasattr(factory, "Options"):
+        raise PluginError(f"[server] registrar: {name} needs options: write a section [server.registrars.{name}]")
+    made: Registrar = factory()
+    return made
 
 
 class FakeRegistrar:

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import msgspec
 
-from common.states import FINAL_JOB_STATES
 from common.wire import (
     AcquireReply,
     AcquireRequest,
@@ -18,13 +17,14 @@ from common.wire import (
 )
 from server.config import Knobs
 from server.dispatch import heartbeat
-from server.dispatch.assign import assigned_unit, assignment, facts_of
+from server.dispatch.assign import assigned_unit, assignment, facts_of, read_directly
 from server.dispatch.context import Dispatcher, Look
 from server.dispatch.errors import Conflict, Gone, NotFound, Unauthenticated
+from server.dispatch.preassigned import described, hand_out, leaves
 from server.engine.matching import Candidate, Match, Slot, effective_offer, gpu_fits
 from server.engine.reservations import whole_slot
 from server.engine.sizing import Bounds, SlotSize, job_bounds, without_input
-from server.store import claims, jobs, measurements, pilots, retry_rules, units
+from server.store import claims, jobs, measurements, pilots, units
 from server.store.claims import Asked, Claimant, ClaimedJob, ClaimTerms
 from server.store.codes import PilotState
 from server.store.database import Connection, IntegrityError
@@ -59,7 +59,9 @@ def acquire(dispatcher: Dispatcher, pilot_id: int, request: AcquireRequest) -> A
         earlier = _nothing_found(dispatcher, pilot, request)
         if earlier is not None:
             return earlier
-    if not (reply.jobs or reply.drain or request.wait_s <= 0) and dispatcher.polls.acquire(blocking=False):
+    if not (reply.jobs or reply.drain or request.ahead or request.wait_s <= 0) and dispatcher.polls.acquire(
+        blocking=False
+    ):
         try:
             reply = _wait(dispatcher, pilot, request, reply, seen)
         finally:
@@ -77,7 +79,7 @@ def known_pilot(dispatcher: Dispatcher, pilot_id: int) -> PilotRow:
     """
     pilot = dispatcher.pilots.known(pilot_id)
     if pilot is None:
-        with dispatcher.database.read() as connection:
+        with dispatcher.database.one_read() as connection:
             pilot = dispatcher.pilots.get(connection, pilot_id)
     if pilot is None:
         raise Unauthenticated("the pilot of this token is not known")
@@ -86,7 +88,7 @@ def known_pilot(dispatcher: Dispatcher, pilot_id: int) -> PilotRow:
 
 def _nothing_found(dispatcher: Dispatcher, pilot: PilotRow, request: AcquireRequest) -> AcquireReply | None:
     """An answer without jobs stands only if this request got none before, and its pilot may still ask."""
-    with dispatcher.database.read() as connection:
+    with dispatcher.database.one_read() as connection:
         earlier = claims.request_of(connection, pilot.id, request.request_id)
         now = pilots.get(connection, pilot.id)
     if now is None or now.state != PilotState.ACTIVE:
@@ -114,15 +116,21 @@ def _wait(
 def _try(dispatcher: Dispatcher, pilot: PilotRow, request: AcquireRequest) -> AcquireReply:
     look = dispatcher.looks.get()
     queue = look.world.queues.get(pilot.queue)
-    if queue is None or look.world.pilots_leave(queue):
+    if queue is None or look.bans.bans_host(pilot.host):
         return AcquireReply(drain=True)
-    if look.bans.bans_host(pilot.host):
+    if pilot.pushed:
+        given = hand_out(dispatcher, look, pilot, queue, request)
+        if given is not None:
+            return given
+    if look.world.pilots_leave(queue) or leaves(queue):
         return AcquireReply(drain=True)
     slot = _slot_of(dispatcher, look, pilot, queue, request.offer)
     started = dispatcher.clock.monotonic()
     try:
-        if request.max_jobs == 1:
-            found, refusals = _claim_one(dispatcher, look, pilot, slot, (request.request_id, 0), None)
+        if request.ahead:
+            found, refusals = _claim_ahead(dispatcher, look, pilot, slot, request)
+        elif request.max_jobs == 1:
+            found, refusals = claim_one(dispatcher, look, pilot, slot, (request.request_id, 0), None)
         else:
             with dispatcher.database.write() as connection:
                 found, refusals = _claim_several(dispatcher, connection, look, pilot, slot, request)
@@ -135,6 +143,8 @@ def _try(dispatcher: Dispatcher, pilot: PilotRow, request: AcquireRequest) -> Ac
         dispatcher.watch.claim(dispatcher.clock.monotonic() - started)
     for job, _ in found:
         dispatcher.jobs.put(job.job_id, JobFacts(job.task_id, job.bucket_id, pilot.id, queue.name, queue.site))
+    if not found and request.ahead:
+        return AcquireReply(refusals=refusals)
     if not found:
         rate = look.knobs.idle_requests_per_s / look.processes
         wait_s = dispatcher.idle.wait_of(pilot.id, pilot.queue, rate, dispatcher.clock.monotonic())
@@ -164,6 +174,33 @@ def _slot_of(dispatcher: Dispatcher, look: Look, pilot: PilotRow, queue: QueueSp
     return dispatcher.reservations.cut(pilot.id, slot, wanted, look.knobs.reserve_s, now)
 
 
+AHEAD = "ahead"
+"""The name of the filter of claims ahead of time."""
+
+
+def _claim_ahead(
+    dispatcher: Dispatcher, look: Look, pilot: PilotRow, slot: Slot, request: AcquireRequest
+) -> tuple[Found, list[Refusal]]:
+    """A job that begins later: from the first bucket in turn, and only if others who could begin now have enough.
+
+    Its task must have more ready units than slots that run it, as each of those may ask next, and pilots of the queue
+    that wait for work. So the last units of a task go to whoever is free first.
+    """
+    buckets = dispatcher.looks.buckets()
+    with dispatcher.looks.mutex:
+        matches, refusals = buckets.find(slot, look.moment(dispatcher.now()), look.share_use, 1)
+    if not matches:
+        return [], refusals
+    candidate = matches[0].candidate
+    task_id = candidate.traits.task_id
+    tail = dispatcher.tails.of(task_id)
+    waiting = dispatcher.idle.by_queue(dispatcher.clock.monotonic()).get(pilot.queue, 0) * look.processes
+    if candidate.traits.scouting is not None or tail.ready <= tail.busy + waiting:
+        detail = f"{tail.ready} units are ready, and {tail.busy + waiting} slots may begin one now"
+        return [], [Refusal(task_id, candidate.bucket_id, AHEAD, detail)]
+    return claim_one(dispatcher, look, pilot, slot, (request.request_id, 0), None)
+
+
 Found = list[tuple[ClaimedJob, Candidate]]
 
 
@@ -174,7 +211,7 @@ def _claim_several(
     found: Found = []
     told: list[Refusal] = []
     while len(found) < request.max_jobs:
-        one, refusals = _claim_one(dispatcher, look, pilot, slot, (request.request_id, len(found)), connection)
+        one, refusals = claim_one(dispatcher, look, pilot, slot, (request.request_id, len(found)), connection)
         if not one:
             told = refusals if not found else []
             break
@@ -186,7 +223,7 @@ def _claim_several(
     return found, told
 
 
-def _claim_one(
+def claim_one(
     dispatcher: Dispatcher,
     look: Look,
     pilot: PilotRow,
@@ -259,7 +296,9 @@ def terms_of(candidate: Candidate, slot: Slot, knobs: Knobs, direct: bool = Fals
     aim_mb = merge.target_mb or None if merge else bounds.aim_mb
     if direct:
         bounds = without_input(bounds)
-    bounds = replace(bounds, limit=limit, min_units=min(traits.min_units, MAX_UNITS), aim_mb=aim_mb)
+    min_units = min(traits.min_units, MAX_UNITS)
+    if (limit, min_units, aim_mb) != (bounds.limit, bounds.min_units, bounds.aim_mb):
+        bounds = replace(bounds, limit=limit, min_units=min_units, aim_mb=aim_mb)
     return ClaimTerms(candidate.bucket_id, traits.task_id, queue.name, bounds, traits.probe)
 
 
@@ -282,24 +321,14 @@ def remaining(offer: Offer, candidate: Candidate) -> Offer | None:
         wall_s=offer.wall_s,
         gpus=gpus,
         tags=offer.tags,
+        foreign=offer.foreign,
     )
 
 
 def _again(dispatcher: Dispatcher, pilot: PilotRow, job_ids: list[int]) -> AcquireReply:
     look = dispatcher.looks.get()
-    found = []
-    for job_id in job_ids:
-        with dispatcher.database.read() as connection:
-            row = jobs.get(connection, job_id)
-            task = dispatcher.task(connection, row.task_id) if row is not None else None
-            taken = units.taken_by(connection, job_id)
-            place = retry_rules.places(connection, [row.bucket_id])[row.bucket_id] if row is not None else None
-        if row is not None and task is not None and place is not None and row.state not in FINAL_JOB_STATES:
-            job = ClaimedJob(job_id, row.task_id, row.bucket_id, taken)
-            queue = look.world.queues.get(pilot.queue)
-            facts = facts_of(task)
-            found.append(assignment(dispatcher, look, pilot.site, job, facts, place.memory_mb, place.wall_s, queue))
-    return AcquireReply(jobs=found)
+    found = described(dispatcher, look, pilot.site, look.world.queues.get(pilot.queue), job_ids)
+    return AcquireReply(jobs=[each.assignment for each in found])
 
 
 def acquire_units(
@@ -315,16 +344,27 @@ def acquire_units(
         if job.confirmed is not None:
             raise Conflict(f"job {job_id} is confirmed: it takes no more units")
         earlier = set(claims.replayed(connection, f"job:{job_id}", request.request_id))
+        task = dispatcher.task(connection, job.task_id)
         if earlier:
             taken = [each for each in units.taken_by(connection, job_id) if each.id in earlier]
         else:
-            bounds = Bounds(limit=min(request.count, MAX_UNITS))
-            task = dispatcher.task(connection, job.task_id)
+            bounds = Bounds(limit=min(request.count, MAX_UNITS, _room(connection, look.knobs, job_id)))
             probe = task is not None and task.spec.probe
             terms = ClaimTerms(job.bucket_id, job.task_id, job.queue, bounds, probe)
             holder = (job_id, pilot_id)
-            taken = list(claims.claim_more(connection, terms, holder, dispatcher.floors, request.request_id, now))
-    return UnitsAcquireReply(units=[assigned_unit(each, look.world, job.site) for each in taken])
+            taken = []
+            if bounds.limit > 0:
+                taken = [*claims.claim_more(connection, terms, holder, dispatcher.floors, request.request_id, now)]
+    more = [assigned_unit(each, look.world, job.site) for each in taken]
+    queue = look.world.queues.get(job.queue)
+    return UnitsAcquireReply(more, task is not None and read_directly(more, look.world, job.site, queue, task.spec))
+
+
+def _room(connection: Connection, knobs: Knobs, job_id: int) -> int:
+    """How many more units a job may take."""
+    if not knobs.get_file_units:
+        return MAX_UNITS
+    return max(0, knobs.get_file_units - len(units.of_job(connection, job_id)))
 
 
 def not_held(row: jobs.JobRow | None, pilot_id: int, job_id: int) -> NotFound | Gone:

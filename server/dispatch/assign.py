@@ -11,6 +11,8 @@ from common.wire import (
     AssignedFile,
     AssignedUnit,
     Assignment,
+    CounterInput,
+    DatasetInput,
     FileSpec,
     Measured,
     QueueSpec,
@@ -21,12 +23,14 @@ from common.wire import (
 )
 from server.dispatch.context import Dispatcher, Look
 from server.dispatch.payload import complete
+from server.dispatch.probes import with_order
 from server.engine.inputs import in_turn, is_tape
 from server.engine.matching import Traits
 from server.engine.sizing import number_of, told
-from server.engine.world import NEVER, World, is_direct
+from server.engine.world import World, gives_direct, join_url
 from server.store import inputs
 from server.store.claims import ClaimedJob, TakenUnit
+from server.store.database import Connection
 from server.store.workflows import TaskRow
 
 
@@ -76,12 +80,24 @@ def assignment(
         secondary=_secondary(dispatcher, task, world, site, claimed.job_id) if spec.secondary_inputs else {},
         jobscript=spec.jobscript,
         command=spec.command,
+        transformation=spec.transformation,
+        processes=[*spec.processes],
+        plugin=spec.plugin,
+        allow_no_output=spec.allow_no_output,
+        log_files=spec.log_files,
         image=spec.image,
         environment=spec.environment,
+        query=_query(spec),
     )
-    if queue is not None and queue.remote_io and spec.remote_io != RemoteIo.NEVER:
-        made.remote_io = _read_directly(made.units)
-    return complete(dispatcher, spec, task.owner, made)
+    made.remote_io = read_directly(made.units, world, site, queue, spec)
+    return with_order(dispatcher, look, spec, complete(dispatcher, spec, task.owner, made))
+
+
+def _query(spec: StageSpec) -> str:
+    """What found the units; for counters as justIN writes it, whose jobscripts read it."""
+    if isinstance(spec.input, DatasetInput):
+        return spec.input.query
+    return f"monte-carlo {spec.input.count}" if isinstance(spec.input, CounterInput) else ""
 
 
 def assigned_unit(taken: TakenUnit, world: World, site: str) -> AssignedUnit:
@@ -106,10 +122,16 @@ def assigned_unit(taken: TakenUnit, world: World, site: str) -> AssignedUnit:
     )
 
 
-def _read_directly(units: Sequence[AssignedUnit]) -> bool:
-    """Leave only URLs that a payload can read from; False, and all as it was, if a file has none."""
+def read_directly(
+    units: Sequence[AssignedUnit], world: World, site: str, queue: QueueSpec | None, spec: StageSpec
+) -> bool:
+    """Leave only URLs that a payload can read from; False, and all as it was, if it may not or a file has none."""
+    if queue is None or not queue.remote_io or spec.remote_io == RemoteIo.NEVER:
+        return False
     files = [each.file for each in units if each.file is not None]
-    direct = [[each for each in file.replicas if is_direct(each.url)] for file in files]
+    names = {each.storage for file in files for each in file.replicas}
+    able = {name: _direct_prefixes(world, name, site) for name in names}
+    direct = [[each for each in file.replicas if each.url.startswith(able[each.storage])] for file in files]
     if not files or not all(direct):
         return False
     for file, replicas in zip(files, direct, strict=True):
@@ -117,17 +139,24 @@ def _read_directly(units: Sequence[AssignedUnit]) -> bool:
     return True
 
 
+def _direct_prefixes(world: World, storage: str, site: str) -> tuple[str, ...]:
+    """What the URLs begin with by which a payload can read from a storage."""
+    return tuple(join_url(each.url, "") for each in world.ways(storage, site, write=False) if gives_direct(each))
+
+
 def _secondary(
     dispatcher: Dispatcher, task: TaskFacts, world: World, site: str, job_id: int
 ) -> dict[str, list[AssignedFile]]:
-    """The files of each secondary input that are this job's turn."""
     with dispatcher.database.read() as connection:
-        counts = inputs.secondary_counts(connection, task.task_id)
-        wanted = {
-            each.name: in_turn(job_id, each.per_job, counts.get(each.name, 0)) for each in task.spec.secondary_inputs
-        }
-        found = inputs.secondary_files(connection, task.task_id, wanted)
+        found = secondary_files(connection, task.task_id, task.spec, job_id)
     return {name: [_common_file(file, world, site) for file in files] for name, files in found.items()}
+
+
+def secondary_files(connection: Connection, task_id: int, spec: StageSpec, job_id: int) -> dict[str, list[FileSpec]]:
+    """The files of each secondary input that are a job's turn."""
+    counts = inputs.secondary_counts(connection, task_id)
+    wanted = {each.name: in_turn(job_id, each.per_job, counts.get(each.name, 0)) for each in spec.secondary_inputs}
+    return inputs.secondary_files(connection, task_id, wanted)
 
 
 def _common_file(file: FileSpec, world: World, site: str) -> AssignedFile:
@@ -149,8 +178,8 @@ def nearest_replicas(replicas: Sequence[ReplicaSpec], world: World, site: str) -
     found = []
     on_disk = [spec for spec in replicas if not is_tape(spec.storage, world)]
     for spec in on_disk or replicas:
-        distance = world.distance(site, spec.storage)
-        if distance < NEVER and world.readable(spec.storage):
-            urls = world.urls(spec.storage, spec.path, site, write=False)
-            found += [Replica(spec.storage, url, distance) for url in urls]
+        distance, prefixes = world.reading(spec.storage, site)
+        if prefixes:
+            activity = world.activity(spec.storage, site, write=False)
+            found += [Replica(spec.storage, join_url(prefix, spec.path), distance, activity) for prefix in prefixes]
     return sorted(found, key=lambda replica: replica.distance)

@@ -16,6 +16,7 @@ from server.dispatch.reopening import reopen_children
 from server.engine.access import Caller, may_command
 from server.engine.tasks import COMMANDS, Effect, Facts, NotAllowed, Plan, plan
 from server.store import deletions, events, jobs, moves, problems, tasks, workflows, world
+from server.store import direct as store_direct
 from server.store.database import Connection
 from server.store.moves import MoveKind
 from server.store.workflows import TaskRow
@@ -26,8 +27,10 @@ SLICES_AT_ONCE = 2
 """Slices that a request carries out itself; an agent does the rest."""
 
 
-def command(dispatcher: Dispatcher, caller: Caller, task_id: int, request: TaskCommand) -> TaskView:
-    """Command a task.
+def command(
+    dispatcher: Dispatcher, caller: Caller, task_id: int, request: TaskCommand, *, direct: bool = False
+) -> TaskView:
+    """Command a task; ``direct``: in the name of a direct job, of which it is the task.
 
     Raises:
         Invalid: there is no such command, or it takes no such argument.
@@ -36,7 +39,8 @@ def command(dispatcher: Dispatcher, caller: Caller, task_id: int, request: TaskC
     """
     _check(request)
     with dispatcher.database.write() as connection:
-        _obey(connection, caller, _mine(connection, caller, task_id), request, dispatcher.now())
+        held = _mine(connection, caller, task_id, request.command, direct=direct)
+        _obey(connection, caller, held, request, dispatcher.now())
     _move_some(dispatcher, task_id)
     dispatcher.changed()
     with dispatcher.database.read() as connection:
@@ -65,7 +69,7 @@ def command_workflow(
     refused: list[TaskRefusal] = []
     for task_id in ids:
         with dispatcher.database.write() as connection:
-            row = _mine(connection, caller, task_id)
+            row = _mine(connection, caller, task_id, request.command)
             try:
                 _obey(connection, caller, row, request, dispatcher.now())
             except Conflict as error:
@@ -90,8 +94,8 @@ def _check(request: TaskCommand) -> None:
         raise Invalid(f"{request.command} is for the whole task", [("$.units", "leave them out")])
 
 
-def _mine(connection: Connection, caller: Caller, task_id: int) -> TaskRow:
-    """A task that the caller may command, its row held."""
+def _mine(connection: Connection, caller: Caller, task_id: int, word: str = "", *, direct: bool = False) -> TaskRow:
+    """A task that the caller may command (or tell this word), its row held."""
     row = workflows.get_task(connection, task_id, lock=True)
     if row is None:
         raise NotFound(f"there is no task {task_id}")
@@ -100,8 +104,11 @@ def _mine(connection: Connection, caller: Caller, task_id: int) -> TaskRow:
         raise Forbidden(f"task {task_id} belongs to {owner}")
     if deletions.is_asked(connection, row.workflow_id):
         raise Conflict(f"workflow {row.workflow_id} of task {task_id} is being deleted")
-    if row.outside:
-        raise Conflict(f"task {task_id} is a project, which has commands of its own: see pilotage project")
+    if row.outside and not direct and not (word == "kill" and store_direct.is_direct(connection, task_id)):
+        raise Conflict(
+            f"task {task_id} is a project or a direct job, which have commands of their own: "
+            "see pilotage project; a direct job can be killed"
+        )
     return row
 
 

@@ -30,7 +30,7 @@ from common.wire import (
     UnitsReleaseReply,
     UnitsReleaseRequest,
 )
-from server.dispatch import commit_together, failing
+from server.dispatch import commit_together, failing, probes
 from server.dispatch.acquire import not_held
 from server.dispatch.commit_together import Asked
 from server.dispatch.context import Dispatcher, Look
@@ -84,6 +84,7 @@ def _record(dispatcher: Dispatcher, look: Look, asked: Asked[RecordRequest], con
     check_files(files, job.task_id, job.id)
     task = task_facts(dispatcher, connection, job.task_id)
     new = _new_outputs(connection, world, job, task, files)
+    outputs.move(connection, job.id, (each for each in new if each.file.avoid))
     found = outputs.record(connection, job.id, job.task_id, new, dispatcher.now())
     return recorded(world, job.site, files, found)
 
@@ -102,13 +103,19 @@ def _new_outputs(
 ) -> list[NewOutput]:
     found = []
     known: dict[str, str] | None = None
+    queue = world.queues.get(job.queue)
     for index, file in enumerate(files):
+        if file.avoid and (queue is None or not queue.alternative_stage_out):
+            words = "set alternative_stage_out for it, or mend the storage"
+            raise Unprocessable(
+                f"queue {job.queue} has no alternative stage-out", [(f"$.outputs[{index}].avoid", words)]
+            )
         try:
             storage = storage_for(world, job.site, task, file, index)
         except Unprocessable:
             # What was recorded before keeps its place, even if that takes nothing new now.
             known = outputs.places(connection, job.id) if known is None else known
-            if file.name not in known:
+            if file.name not in known or file.avoid:
                 raise
             storage = known[file.name]
         found.append(new_output(world, task, job.id, file, storage))
@@ -184,6 +191,8 @@ def _finish(dispatcher: Dispatcher, look: Look, asked: Asked[FinishRequest], con
         _end_unwanted(connection, job, now)
         return _Ended(None)
     said = _said(request, mine)
+    if request.probe is not None:
+        probes.note(connection, look, job, request.probe, now)
     reply = _confirm(connection, look, job, held, said, request, digest, now)
     task = dispatcher.tasks.known(job.task_id)
     if request.state == JobState.FINISHED and (task is None or task.measuring):

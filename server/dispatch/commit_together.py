@@ -46,6 +46,8 @@ _NOT = _Not()
 
 def record(dispatcher: Dispatcher, asked: Asked[RecordRequest]) -> RecordReply | None:
     """Record outputs together with whatever else waits; None if that must be done alone, and nothing was done."""
+    if any(each.avoid for each in asked.request.outputs):
+        return None  # what was recorded before gets another place
     return _done(dispatcher, asked, RecordReply)
 
 
@@ -65,7 +67,9 @@ def _done(dispatcher: Dispatcher, asked: Asked[Any], kind: type[T]) -> T | None:
 
 
 def _went_well(request: FinishRequest) -> bool:
-    if request.state != JobState.FINISHED or request.error_code is not None or request.bad_replicas:
+    if request.state != JobState.FINISHED or request.error_code is not None:
+        return False
+    if request.bad_replicas or request.probe is not None:
         return False
     ids = {each.unit_id for each in request.units if each.outcome == UnitOutcome.PROCESSED}
     return 0 < len(ids) == len(request.units) and min(ids) > 0 and max(ids) <= LARGEST_ID

@@ -8,13 +8,17 @@ from typing import Any
 
 from common.clock import Clock, SystemClock
 from common.tokens import TokenIssuer
+from server.access.guesses import Guesses
+from server.access.providers import Providers
 from server.batching import Batcher
 from server.config import ServerConfig
 from server.dispatch.caches import Jobs, Pilots, Tasks
 from server.dispatch.demand_book import DemandBook
-from server.dispatch.idle import IdlePilots
+from server.dispatch.idle import IdlePilots, Noted
 from server.dispatch.looks import Look, Looks, read_knobs
+from server.dispatch.peek_book import PeekBook
 from server.dispatch.project_book import ProjectBook
+from server.dispatch.tails import Tails
 from server.engine.reservations import Reservations
 from server.metrics.watch import Watch
 from server.plugins import Plugins
@@ -39,20 +43,25 @@ class Dispatcher:
     pilots: Pilots = field(default_factory=Pilots)
     jobs: Jobs = field(default_factory=Jobs)
     idle: IdlePilots = field(default_factory=IdlePilots)
+    asked_in_vain: Noted = field(default_factory=Noted)
     reservations: Reservations = field(default_factory=Reservations)
     demand: DemandBook = field(default_factory=DemandBook)
     projects: ProjectBook = field(default_factory=ProjectBook)
 
     def __post_init__(self) -> None:
         self.plugins = Plugins(self.config)
+        self.providers = Providers(self.config.credentials, self.config.state_dir, self.clock)
         self.looks = Looks(self.database, self.clock, self.tasks.drop, self.floors.reset_all)
+        self.tails = Tails(self.database, self.clock)
+        self.peeks = PeekBook(self.database, self.clock)
+        self.guesses = Guesses(self.clock)
         self.polls = threading.BoundedSemaphore(max(1, self.config.long_polls))
         self.stopping = threading.Event()
         self.heard: dict[int, Beat] = {}
         """Signs of life that go with the next batch; since when they were last written."""
         self.heard_written = float("-inf")
         self.claims = Together(self.database, self.floors)
-        self.heartbeats: Batcher[Any, Any] = Batcher()
+        self.heartbeats: Batcher[Any, Any] = Batcher(leaders=2)
         self.commits: Batcher[Any, Any] = Batcher(linger_s=0.002)
         self.watch = Watch(self.config.event_followers)
         self._changed = threading.Condition()

@@ -13,7 +13,7 @@ from server.engine.demand import Split, split
 from server.engine.demand_queues import Load
 from server.engine.matching import Candidate, Traits
 from server.engine.sizing import cpu_per_event
-from server.store import candidates, pilots, processes
+from server.store import candidates, harvesters, pilots, processes, pushed
 from server.store import demand as store
 from server.store.database import Connection
 from server.store.demand import Numbers, Stored
@@ -32,10 +32,11 @@ QUEUES_AT_ONCE = 20
 TASKS_AT_ONCE = 1000
 
 
-def demand_of(dispatcher: Dispatcher, name: str, *, explain: bool = False) -> DemandReply:
+def demand_of(dispatcher: Dispatcher, name: str, *, explain: bool = False, harvester: str | None = None) -> DemandReply:
     """How many pilots of which shape a queue should have now.
 
-    With ``explain`` also what falls to it of which work, and which filters keep the rest from it.
+    With ``explain`` also what falls to it of which work, and which filters keep the rest from it; for a ``harvester``
+    also the workers that others have there.
 
     Raises:
         NotFound: there is no such queue.
@@ -48,9 +49,10 @@ def demand_of(dispatcher: Dispatcher, name: str, *, explain: bool = False) -> De
         found = store.get(connection, name)
         own = dispatcher.idle.by_queue(dispatcher.clock.monotonic())
         idle = processes.idle_pilots(connection, dispatcher.now(), process_name(), own)
+        others = harvesters.other_workers(connection, name, harvester, dispatcher.now()) if harvester else []
     if _to_be_computed(found, dispatcher.now()):
         found = _compute_unless_done(dispatcher, name)
-    reply = DemandReply(queue, idle_pilots=idle.get(name, 0))
+    reply = DemandReply(queue, idle_pilots=idle.get(name, 0), others=others)
     if found is not None:
         numbers = found.numbers
         reply.shapes, reply.computed = numbers.shapes, found.computed
@@ -90,13 +92,20 @@ def compute(dispatcher: Dispatcher) -> dict[str, Stored]:
     look = dispatcher.looks.get()
     found, loads = _split(dispatcher, look, None)
     book = dispatcher.demand
+    with dispatcher.database.read() as connection:
+        # They wait, but not for work: what is ready is for others beside them.
+        expected = pushed.by_shape(connection)
     seconds = max(0.0, dispatcher.clock.monotonic() - started)
     rows = {
         name: Stored(
             name,
             now,
             seconds,
-            Numbers(found.of(name, book.busy[name].shapes), loads[name].running, loads[name].waiting),
+            Numbers(
+                found.of(name, [*book.busy[name].shapes, *expected.get(name, ())]),
+                loads[name].running,
+                loads[name].waiting,
+            ),
         )
         for name in look.world.queues
     }

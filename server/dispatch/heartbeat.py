@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,12 +13,14 @@ from common.states import FINAL_JOB_STATES, JobState
 from common.wire import HeartbeatReply, HeartbeatRequest, Instruction, JobInstruction, Offer
 from server.dispatch.context import Dispatcher
 from server.dispatch.errors import Unauthenticated
+from server.dispatch.peeks import BEAT_S, orders
 from server.dispatch.reap import lose
 from server.store import beats, events, jobs
 from server.store.beats import Beat
 from server.store.codes import PilotState
 from server.store.database import Connection
 from server.store.jobs import PilotAndJobs
+from server.store.peeks import PeekRow
 
 UNLISTED_S = 60.0
 """How old a live job must be to be given up when its pilot does not list it: its claim is answered long since."""
@@ -75,9 +77,10 @@ def heartbeat(dispatcher: Dispatcher, pilot_id: int, request: HeartbeatRequest) 
     _give_up_unlisted(dispatcher, pilot, request, dispatcher.now() - max(UNLISTED_S, 2 * look.knobs.heartbeat_s))
     queue = look.world.queues.get(pilot.queue)
     active = pilot.state == PilotState.ACTIVE
+    looked_at = dispatcher.peeks.of_pilot(pilot_id)
     reply = HeartbeatReply(
-        jobs=[_instruction(report.job_id, held) for report in request.jobs],
-        next_interval_s=look.knobs.heartbeat_s,
+        jobs=[_instruction(report.job_id, held, looked_at) for report in request.jobs],
+        next_interval_s=min(BEAT_S, look.knobs.heartbeat_s) if looked_at else look.knobs.heartbeat_s,
         drain=not active or queue is None or look.world.pilots_leave(queue),
     )
     return reply, active
@@ -86,7 +89,7 @@ def heartbeat(dispatcher: Dispatcher, pilot_id: int, request: HeartbeatRequest) 
 def _give_up_unlisted(dispatcher: Dispatcher, pilot: PilotAndJobs, request: HeartbeatRequest, long_ago: float) -> None:
     listed = {report.job_id for report in request.jobs}
     for job in pilot.jobs.values():
-        if job.id not in listed and job.claimed < long_ago:
+        if job.id not in listed and job.claimed < long_ago and not job.waits:
             # The answer to the claim came when the pilot had given up waiting for it.
             lose(dispatcher, job.id, long_ago, ErrorCode.WORKER_LOST, "its pilot does not hold it")
 
@@ -136,7 +139,7 @@ def _written(connection: Connection, asked: Asked, pilot: PilotAndJobs, now: flo
     return Held(pilot, jobs.states_of(connection, asked.pilot_id, unknown) if unknown else {})
 
 
-def _instruction(job_id: int, held: Held) -> JobInstruction:
+def _instruction(job_id: int, held: Held, looked_at: Sequence[PeekRow]) -> JobInstruction:
     assert held.pilot is not None
     job = held.pilot.jobs.get(job_id)
     if job is None:
@@ -148,4 +151,4 @@ def _instruction(job_id: int, held: Held) -> JobInstruction:
         return JobInstruction(job_id, Instruction.UNKNOWN, words)
     if job.kill_reason is not None:
         return JobInstruction(job_id, Instruction.KILL, job.kill_reason)
-    return JobInstruction(job_id)
+    return JobInstruction(job_id, peeks=orders(looked_at, job_id))

@@ -6,6 +6,7 @@ import random
 import threading
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 MIN_RETRY_S = 0.5
 MAX_RETRY_S = 900.0
@@ -51,3 +52,21 @@ class IdlePilots:
         gone = [pilot_id for pilot_id, (_, until) in self._pilots.items() if until < now]
         for pilot_id in gone:
             del self._pilots[pilot_id]
+
+
+NOTED_EVERY_S = 10.0
+"""How often it is written down what pilots of other systems asked for in vain."""
+
+
+@dataclass
+class Noted:
+    """When it was last written down, by queue, what was asked for in vain: in this process."""
+
+    times: dict[str, float] = field(default_factory=dict)
+
+    def due(self, queue: str, now: float) -> bool:
+        """Whether it is time again; then it counts as written."""
+        if 0 <= now - self.times.get(queue, -NOTED_EVERY_S) < NOTED_EVERY_S:
+            return False
+        self.times[queue] = now
+        return True

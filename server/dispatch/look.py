@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
-from common.wire import Offer, QueueSpec, Refusal, Shape, WhyReply
+from common.wire import Offer, PilotView, QueueSpec, Refusal, Shape, WhyReply
 from server.dispatch.context import Dispatcher
 from server.dispatch.errors import NotFound
 from server.engine.demand_queues import PROBED_TAGS
+from server.engine.foreign import copying
 from server.engine.matching import Candidate, Slot, effective_offer, match, slot_refusal
 from server.engine.shares import service_order
-from server.store import candidates, job_counts, pilots, workflows
+from server.store import candidates, foreign, job_counts, pilots, workflows
 from server.store.codes import PilotState
 
 MOST_BUCKETS = 20_000
@@ -30,10 +32,14 @@ def why_queue(dispatcher: Dispatcher, name: str, offer: Offer | None) -> WhyRepl
         raise NotFound(f"there is no queue {name!r}; known: {', '.join(look.world.queues) or 'none yet'}")
     with dispatcher.database.read() as connection:
         last = pilots.last_offer(connection, name)
+        in_vain = foreign.last_offer(connection, name)
         found = candidates.counted(connection, look.knobs, limit=MOST_BUCKETS + 1)
     if offer is not None:
         return _why(dispatcher, Slot(queue, effective_offer(offer, queue, None)), found, "the offer that was given")
     note = "the last offer of a pilot of this queue"
+    if last is None and in_vain is not None:
+        last = in_vain[0], Shape(cores=0)
+        note = f"what a pilot of another system asked for in vain {dispatcher.now() - in_vain[1]:.0f} s ago"
     if last is None:
         note = "no pilot has asked yet: a slot as large as the queue's limits"
     return _why(dispatcher, Slot(queue, _usual_offer(queue, last)), found, note)
@@ -57,11 +63,26 @@ def why_pilot(dispatcher: Dispatcher, pilot_id: int) -> WhyReply:
     note = f"what pilot {pilot_id} on {pilot.host or 'an unknown host'} offered last"
     if offer is None:
         offer, note = full_offer(queue), f"pilot {pilot_id} has not asked yet: a slot as large as the queue's limits"
-    if pilot.state != PilotState.ACTIVE:
+    if pilot.state == PilotState.EXPECTED:
+        note += "; it is expected, and has jobs that wait for it"
+    elif pilot.state != PilotState.ACTIVE:
         note += f"; it is {pilot.state.name.lower()} and gets nothing any more"
     with dispatcher.database.read() as connection:
         found = candidates.counted(connection, look.knobs, limit=MOST_BUCKETS + 1)
     return _why(dispatcher, Slot(queue, effective_offer(offer, queue, pilot.shape), pilot.host), found, note)
+
+
+def pilot(dispatcher: Dispatcher, pilot_id: int) -> PilotView:
+    """A pilot, where it runs, and what became of it.
+
+    Raises:
+        NotFound: there is no such pilot.
+    """
+    with dispatcher.database.read() as connection:
+        found = pilots.view(connection, pilot_id)
+    if found is None:
+        raise NotFound(f"there is no pilot {pilot_id}")
+    return found
 
 
 def _usual_offer(queue: QueueSpec, last: tuple[Offer, Shape] | None) -> Offer:
@@ -84,12 +105,17 @@ def why_of(dispatcher: Dispatcher, queue: QueueSpec, found: list[Candidate]) -> 
     """Why one queue's slots get nothing of some buckets."""
     with dispatcher.database.read() as connection:
         last = pilots.last_offer(connection, queue.name)
+        in_vain = foreign.last_offer(connection, queue.name)
+    if last is None and in_vain is not None:
+        last = in_vain[0], Shape(cores=0)
     return _why(dispatcher, Slot(queue, _usual_offer(queue, last)), found, "")
 
 
 def _why(dispatcher: Dispatcher, slot: Slot, found: list[Candidate], note: str) -> WhyReply:
     look = dispatcher.looks.get()
     moment = look.moment(dispatcher.now())
+    if slot.offer.foreign is not None:
+        slot = replace(slot, queue=copying(slot.queue))
     slot = slot.before_downtime(look.world, moment.now)
     if len(found) > MOST_BUCKETS:
         del found[MOST_BUCKETS:]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import msgspec
 
 from common.clock import Clock
-from common.wire import ShareSpec
+from common.wire import ProbeUse, ShareSpec
 from server.config import Knobs
 from server.dispatch import failing as failures
 from server.dispatch.failing import Failing
@@ -19,7 +19,7 @@ from server.engine.matching import Candidate, Moment, Traits
 from server.engine.priority import user_priority
 from server.engine.shares import ShareUse
 from server.engine.world import World
-from server.store import access, candidates, job_counts, processes, world
+from server.store import access, candidates, job_counts, probes, processes, world
 from server.store.candidates import BucketRow, Cursor, News
 from server.store.database import Connection, Database
 from server.store.hosts import HostKey
@@ -183,7 +183,8 @@ class Looks:
             knobs = read_knobs(world.settings(connection))
         else:
             places, shares, knobs = old.world, old.shares, old.knobs
-        places = places.at(now)
+        avoid = knobs.probe_use is ProbeUse.AVOID
+        places = places.at(now).without(probes.failing(connection) if avoid else frozenset())
         failing = failures.load(connection, knobs.host_limits())
         return Look(
             taken=taken,

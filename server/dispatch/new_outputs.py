@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from common.errors import ErrorCode
-from common.wire import OutputDestination, OutputRecord, RecordReply, Registration
+from common.wire import Activity, OutputDestination, OutputNaming, OutputRecord, OutputRole, RecordReply, Registration
 from server.dispatch.errors import Unprocessable
 from server.dispatch.facts import pattern_of, registration_of
-from server.engine.naming import name_problem, output_did, output_path
+from server.engine.naming import name_problem, output_did, output_place
 from server.engine.workflows import attributes_problem
-from server.engine.world import World
+from server.engine.world import World, join_url
 from server.store.outputs import NewOutput, Place
 from server.store.workflows import TaskRow
 
@@ -44,16 +44,22 @@ def storage_for(world: World, site: str, task: TaskRow, file: OutputRecord, inde
         Unprocessable: no storage may take it now.
     """
     _, pattern = pattern_of(task, file)
-    return choose_storage(world, site, pattern.storage if pattern else None, f"$.outputs[{index}]")
+    where, wanted = f"$.outputs[{index}]", pattern.storage if pattern else None
+    if file.role == OutputRole.LOG:
+        for_logs = [(world.distance(site, each), each) for each in world.storages if world.takes_logs(each, site)]
+        left = [each for each in for_logs if each[1] not in file.avoid]
+        if left:
+            return min(left)[1]
+    return choose_storage(world, site, wanted, where, file.avoid)
 
 
-def choose_storage(world: World, site: str, wanted: str | None, path: str) -> str:
-    """Where an output goes: the storage that its task names, else the nearest that takes new files.
+def choose_storage(world: World, site: str, wanted: str | None, path: str, avoid: Collection[str] = ()) -> str:
+    """Where an output goes: the storage that its task names, else the nearest that takes new files, but for those to avoid.
 
     Raises:
         Unprocessable: none does; it carries error 1133.
     """
-    names = [wanted] if wanted is not None else list(world.storages)
+    names = [each for each in ([wanted] if wanted is not None else world.storages) if each not in avoid]
     able = [(world.distance(site, each), each) for each in names if world.takes(each, site)]
     if not able:
         which = f"storage {wanted} takes" if wanted is not None else "no storage takes"
@@ -69,11 +75,12 @@ def new_output(world: World, task: TaskRow, job_id: int, file: OutputRecord, sto
     """An output with its name and its place."""
     spec = world.storages.get(storage)
     of_storage = Registration.NONE if spec is None else spec.registration
+    naming = OutputNaming.JOB if spec is None else spec.naming
     return NewOutput(
         file,
         output_did(task.scope, task.id, job_id, file.name),
         storage,
-        output_path(task.scope, task.id, job_id, file.name),
+        output_place(naming, task.scope, task.id, job_id, file.name),
         pattern_of(task, file)[0],
         registration_of(task, file, of_storage),
     )
@@ -81,9 +88,14 @@ def new_output(world: World, task: TaskRow, job_id: int, file: OutputRecord, sto
 
 def recorded(world: World, site: str, files: Sequence[OutputRecord], places: Mapping[str, Place]) -> RecordReply:
     """The answer: a destination for each output, in the order of the request."""
-    return RecordReply([_destination(world, site, file.name, places[file.name]) for file in files])
+    return RecordReply([_destination(world, site, file, places[file.name]) for file in files])
 
 
-def _destination(world: World, site: str, name: str, place: Place) -> OutputDestination:
-    urls = world.urls(place.storage, place.path, site, write=True) if place.storage in world.storages else []
-    return OutputDestination(name, place.did, place.storage, urls, place.registration)
+def _destination(world: World, site: str, file: OutputRecord, place: Place) -> OutputDestination:
+    if place.storage not in world.storages:
+        return OutputDestination(file.name, place.did, place.storage, [], place.registration)
+    log = file.role == OutputRole.LOG
+    ways = world.log_ways(place.storage, site) if log else world.ways(place.storage, site, write=True)
+    urls = [join_url(each.url, place.path) for each in ways]
+    activity = Activity.LOGS if log else world.activity(place.storage, site, write=True)
+    return OutputDestination(file.name, place.did, place.storage, urls, place.registration, activity)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+from common.placeholders import fill_in
 from common.wire import AssignedSandbox, Assignment, StageSpec
 from server.dispatch.context import Dispatcher
 from server.dispatch.secrets import open_secrets
-from server.engine.placeholders import expand, facts_of, has_placeholders
+from server.engine.placeholders import has_placeholders
 from server.store import sandboxes
 
 
 def complete(dispatcher: Dispatcher, spec: StageSpec, owner: str, assignment: Assignment) -> Assignment:
     """The assignment with all that. A stage that asks for none of it costs nothing."""
     if has_placeholders(spec):
-        facts = facts_of(assignment)
-        if spec.command is not None:
-            assignment.command = [expand(word, facts) for word in spec.command]
-        assignment.environment = {name: expand(text, facts) for name, text in spec.environment.items()}
+        fill_in(assignment)
     if spec.sandbox is not None:
         with dispatcher.database.read() as connection:
             row = sandboxes.get(connection, spec.sandbox)

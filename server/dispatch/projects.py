@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import msgspec
 from msgspec import UNSET
@@ -218,7 +219,12 @@ def listed(
         found = conditions(where)
     except BadCondition as error:
         raise Invalid(str(error), [("where", str(error))]) from error
-    wanted = Wanted(owner, states, found, rights.sight_of(dispatcher, caller))
+    return found_by(dispatcher, caller, Wanted(owner, states, found), after=after, limit=limit)
+
+
+def found_by(dispatcher: Dispatcher, caller: Caller, wanted: Wanted, *, after: int, limit: int) -> ProjectPage:
+    """Projects that are wanted and that the caller may see, by id."""
+    wanted = replace(wanted, sight=rights.sight_of(dispatcher, caller))
     with dispatcher.database.read() as connection:
         items = projects.page(connection, wanted, after=after, limit=limit)
     return ProjectPage(next=items[-1].id if len(items) == limit else None, items=items)

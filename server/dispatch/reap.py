@@ -13,6 +13,7 @@ from common.errors import ERRORS, ErrorCode
 from common.states import JobState
 from server.dispatch.context import Dispatcher, Look
 from server.dispatch.settle import Said, held_units, settle_units
+from server.engine.outcomes import Fault, fault_of
 from server.engine.timeouts import Silence
 from server.store import beats, events, jobs, outputs, pilots, units, watches
 from server.store.database import Connection
@@ -91,7 +92,7 @@ def _lose_pilot(dispatcher: Dispatcher, silent: _Silent) -> int:
         if not pilots.lose(connection, pilot_id, silent.before, silent.reason, now):
             return 0
         for job in held:
-            _end(connection, look, job, silent.code, "", now)
+            end_held(connection, look, job, silent.code, "", now)
         beats.forget(connection, [pilot_id])
         detail = {"reason": silent.reason, "silent_s": round(now - silent.before, 1), "jobs": len(held)}
         events.add(connection, events.Event(now, "PILOT_LOST", "pilot", pilot_id, detail=detail))
@@ -126,21 +127,23 @@ def give_up(
         job = jobs.hold_any(connection, job_id)
         if job is None or not still(job):
             return False
-        _end(connection, look, job, code, detail, now)
+        end_held(connection, look, job, code, detail, now)
     dispatcher.came_back(job.bucket_id)
     return True
 
 
-def _end(connection: Connection, look: Look, job: JobRow, code: ErrorCode, detail: str, now: float) -> None:
-    """End a job that this transaction holds."""
-    said = Said(JobState.FAILED, error_code=int(code), error_detail=detail or ERRORS[code].words)
+def end_held(connection: Connection, look: Look, job: JobRow, code: ErrorCode, detail: str, now: float) -> None:
+    """End a job that this transaction holds. One that its pilot was never given goes back as it was if that is lost."""
+    state = JobState.FAILED
+    if job.waits and fault_of(int(code)) == Fault.PILOT:
+        state, code = JobState.CLOSED, ErrorCode.GIVEN_BACK
+    said = Said(state, error_code=int(code), error_detail=detail or ERRORS[code].words)
     settle_units(connection, look, job, held_units(units.of_job(connection, job.id)), said, now)
     # A killed job whose pilot never answered is cancelled, as was asked for.
-    state = JobState.CANCELLED if job.kill_reason is not None else JobState.FAILED
+    state = JobState.CANCELLED if job.kill_reason is not None else state
     jobs.finish(connection, job, JobEnd(state, int(code), said.error_detail), now)
     outputs.abandon(connection, [job.id], now)
     told = {"error_code": int(code), "detail": said.error_detail[:500]}
-    event = events.Event(
-        now, "JOB_LOST", "job", job.id, job.task_id, job.id, source=job.state, target=state, detail=told
-    )
+    kind = "JOB_CLOSED" if state == JobState.CLOSED else "JOB_LOST"
+    event = events.Event(now, kind, "job", job.id, job.task_id, job.id, source=job.state, target=state, detail=told)
     events.add(connection, event)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from common.states import FINAL_WORKER_STATES, WorkerState
 from common.tokens import hash_secret
 from common.wire import (
@@ -9,6 +11,8 @@ from common.wire import (
     PilotGrant,
     PilotRegistration,
     PilotSettings,
+    QueueMode,
+    QueueSpec,
     WorkerOutcome,
     WorkerReport,
     WorkersReportReply,
@@ -17,8 +21,10 @@ from common.wire import (
 from server.config import Knobs
 from server.dispatch.context import Dispatcher
 from server.dispatch.errors import NotFound, Unauthenticated, UsedUp
+from server.dispatch.preassigned import release_ended
 from server.dispatch.reap import lose_jobs
-from server.store import events, pilots
+from server.store import events, pilots, pushed
+from server.store.codes import PilotState
 from server.store.pilots import PilotRow, WorkerRow
 
 
@@ -42,7 +48,7 @@ def register(dispatcher: Dispatcher, secret: str, request: PilotRegistration) ->
         if queue is None:
             raise NotFound(f"queue {owner.queue} was deleted")
         earlier = pilots.find_registered(connection, owner.mark, request.node, owner.starts)
-        if earlier is not None:
+        if earlier is not None and earlier.state != PilotState.EXPECTED:
             if earlier.nonce != request.nonce:
                 raise UsedUp(f"another pilot registered for node {request.node} of worker {owner.mark}")
             pilot_id = earlier.id
@@ -52,8 +58,12 @@ def register(dispatcher: Dispatcher, secret: str, request: PilotRegistration) ->
                 "node": request.node,
                 "host": request.host,
                 "version": request.version[:64],
+                "node_info": msgspec.json.encode(request.node_info).decode() if request.node_info is not None else None,
             }
-            pilot_id = pilots.register(connection, owner, queue.site, values, request.offer, now)
+            taken = pushed.adopt(connection, owner, request.node, values, request.offer, now)
+            if taken is None and earlier is not None:
+                raise UsedUp(f"the pilot on node {request.node} of worker {owner.mark} is expected no more")
+            pilot_id = taken or pilots.register(connection, owner, queue.site, values, request.offer, now)
             events.add(
                 connection,
                 events.Event(
@@ -62,7 +72,7 @@ def register(dispatcher: Dispatcher, secret: str, request: PilotRegistration) ->
                 ),
             )  # fmt: skip
     token, expires = mint(dispatcher, pilot_id, look.knobs)
-    return PilotGrant(pilot_id, token, expires, queue, settings_of(look.knobs))
+    return PilotGrant(pilot_id, token, expires, queue, settings_of(look.knobs), owner.shape)
 
 
 def _check_worker(owner: WorkerRow, request: PilotRegistration, now: float) -> None:
@@ -108,7 +118,7 @@ def report_workers(dispatcher: Dispatcher, request: WorkersReportRequest) -> Wor
     queues = dispatcher.looks.get().world.queues
     outcomes = []
     with dispatcher.database.write() as connection:
-        for report in request.workers:
+        for report in map(_explained, request.workers):
             known = pilots.worker_by_mark(connection, report.mark)
             refusal = _refusal(known, report, request.harvester, set(queues))
             if known is None and not refusal:
@@ -129,14 +139,44 @@ def report_workers(dispatcher: Dispatcher, request: WorkersReportRequest) -> Wor
                     events.Event(
                         now, f"WORKER_{report.state.name}", "worker", report.mark,
                         source=known.state if known else None, target=report.state,
-                        detail={"queue": report.queue, "batch_id": report.batch_id, "reason": report.reason},
+                        detail=_detail(report),
                     ),
                 )  # fmt: skip
             since = now - 2 * dispatcher.looks.get().knobs.heartbeat_s
             outcomes.append(
-                WorkerOutcome(report.mark, True, pilots_alive=pilots.pilots_alive(connection, report.mark, since))
+                WorkerOutcome(
+                    report.mark,
+                    True,
+                    pilots_alive=pilots.pilots_alive(connection, report.mark, since),
+                    pilots_seen=pilots.pilots_seen(connection, report.mark),
+                    push=report.state == WorkerState.PLANNED and _pushes(queues.get(report.queue)),
+                )
             )
+    over = {report.mark for report in request.workers if report.state in FINAL_WORKER_STATES}
+    # Also when that was known: the server may have died between the two steps.
+    release_ended(dispatcher, [outcome.mark for outcome in outcomes if outcome.accepted and outcome.mark in over])
     return WorkersReportReply(outcomes)
+
+
+def _pushes(queue: QueueSpec | None) -> bool:
+    return queue is not None and queue.mode == QueueMode.PUSH
+
+
+def _explained(report: WorkerReport) -> WorkerReport:
+    """The report, its reason with the exit code if that isn't in it: so it is there wherever reasons are shown."""
+    code = f"exit code {report.exit_code}"
+    if not report.exit_code or code in report.reason:
+        return report
+    return msgspec.structs.replace(report, reason=f"{report.reason} ({code})" if report.reason else code)
+
+
+def _detail(report: WorkerReport) -> dict[str, object]:
+    detail: dict[str, object] = {"queue": report.queue, "batch_id": report.batch_id, "reason": report.reason}
+    if report.host:
+        detail["host"] = report.host
+    if report.exit_code is not None:
+        detail["exit_code"] = report.exit_code
+    return detail
 
 
 def _refusal(known: WorkerRow | None, report: WorkerReport, harvester: str, queues: set[str]) -> str:

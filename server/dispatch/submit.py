@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from common.wire import WorkflowRequest, WorkflowView
 from server.dispatch.belongings import belongings_problems, keep_belongings
@@ -11,9 +12,13 @@ from server.dispatch.errors import Invalid
 from server.engine.tagging import tag
 from server.engine.workflows import check_workflow
 from server.store import tagging, workflows, world
+from server.store.database import Connection
+
+Also = Callable[[Connection, WorkflowView], None]
+"""Keeps what belongs to a new workflow, in the transaction that makes it."""
 
 
-def submit(dispatcher: Dispatcher, owner: str, request: WorkflowRequest) -> WorkflowView:
+def submit(dispatcher: Dispatcher, owner: str, request: WorkflowRequest, also: Also | None = None) -> WorkflowView:
     """Keep a workflow; its units are made by an agent. The same ``request_id`` of a person gets the same workflow.
 
     Raises:
@@ -45,6 +50,8 @@ def submit(dispatcher: Dispatcher, owner: str, request: WorkflowRequest) -> Work
         if new:
             ids = {task.stage: task.id for task in view.tasks}
             keep_belongings(connection, workflow_id, ids, request, dispatcher.now())
+            if also is not None:
+                also(connection, view)
     dispatcher.changed()
     return view
 

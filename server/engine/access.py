@@ -31,12 +31,19 @@ class Role(str, Enum):
     """A pilot about to register, with its worker's secret."""
     OUTSIDE_WORKER = "outside_worker"
     """A program that takes files of a project and processes them outside of the pilots' slots."""
+    FOREIGN_PILOT = "foreign_pilot"
+    """A pilot of another system, which has an identity in place of a worker's secret."""
+    KEY_HOLDER = "key_holder"
+    """Somebody who was given a request for a proxy, and has proved nothing yet: good for the answer alone."""
 
 
 PEOPLE = frozenset({Role.USER, Role.PRODUCTION, Role.ADMIN})
 """Roles of people: what they change is audited."""
-GIVEN = PEOPLE | {Role.HARVESTER, Role.OUTSIDE_WORKER}
-"""Roles that a token or the mapping file may give. Pilots and workers prove theirs otherwise."""
+GIVEN = PEOPLE | {Role.HARVESTER, Role.OUTSIDE_WORKER, Role.FOREIGN_PILOT}
+"""Roles that a token or the mapping file may give. Pilots, workers and key holders prove theirs otherwise."""
+
+IDENTITY = "x509"
+"""The claim of our own tokens for people who proved their certificate: its subject. They are mapped like any identity."""
 
 
 class Isolation(str, Enum):
@@ -61,6 +68,8 @@ class Caller:
     proof: str = ""
     """How the caller proved who it is: ``pilotage``, the label of an issuer, or ``x509``."""
     token_id: str = ""
+    subject: str = ""
+    """Who it is in the words of whoever issued the proof; empty where that is the server."""
 
     @property
     def is_admin(self) -> bool:

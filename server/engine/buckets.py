@@ -18,6 +18,7 @@ from itertools import chain, count, islice
 from typing import Any
 
 from common.wire import Offer, Refusal
+from server.engine.foreign import terms_key, unsuited
 from server.engine.matching import (
     Candidate,
     Match,
@@ -45,7 +46,7 @@ REMEMBERED_NOTHINGS = 16
 """Offers of a kind of slot that found nothing, to be compared with the next."""
 TOLD = 20
 """Refusals that go with an answer of nothing."""
-_LINE_WIDE = frozenset({"cores", "memory", "wall_time", "downtime", "reserved", "gpus", "scouts"})
+_LINE_WIDE = frozenset({"cores", "memory", "wall_time", "downtime", "reserved", "gpus", "resource_type", "scouts"})
 """Filters that say the same to all buckets of a line, wherever they lie."""
 _FIRST = float("-inf")
 
@@ -131,6 +132,7 @@ class Buckets:
         self._spots: dict[int, _Spot] = {}
         self._shares: dict[str, dict[Place, Shelf]] = {}
         self._priorities: dict[str, Counter[float]] = {}
+        self._tops: dict[str, float] = {}
         self._families: dict[Hashable, int] = {}
         self._aside: dict[int, float] = {}
         self._views: dict[Hashable, _View] = {}
@@ -181,7 +183,15 @@ class Buckets:
         """Forget families that have no bucket, and slots that have not asked for long."""
         known = list(self._known.values())
         aside = dict(self._aside)
-        for memory in (self._known, self._spots, self._shares, self._priorities, self._families, self._views):
+        for memory in (
+            self._known,
+            self._spots,
+            self._shares,
+            self._priorities,
+            self._tops,
+            self._families,
+            self._views,
+        ):
             memory.clear()
         self.most_cores = 0
         for candidate in known:
@@ -224,10 +234,9 @@ class Buckets:
 
     def _of_share(self, share: str, search: _Search) -> Iterator[Match]:
         """A share's matches, best rank first; of the same rank, the oldest bucket first."""
-        shelves, priorities = self._shares[share], self._priorities[share]
-        if not priorities:
+        shelves, top = self._shares[share], self._top(share)
+        if top is None:
             return
-        top = max(priorities)
         groups, reached = search.view.groups, 0
         # Entries: minus the rank, the task's age, the bucket, a number that makes them differ, what is behind it.
         heap: list[tuple[float, float, int, int, Any]] = []
@@ -256,6 +265,13 @@ class Buckets:
                 created, bucket_id = line.order[following]
                 entry = (minus_rank, created, bucket_id, next(search.numbers), (line, key, following, distance))
                 heappush(heap, entry)
+
+    def _top(self, share: str) -> float | None:
+        """The highest priority of a share's buckets: asked for by each search, and seldom another."""
+        top = self._tops.get(share)
+        if top is None and self._priorities[share]:
+            top = self._tops[share] = max(self._priorities[share])
+        return top
 
     def _open_level(
         self, heap: list[tuple[float, float, int, int, Any]], search: _Search, shelf: Shelf, level: int, distance: int
@@ -325,7 +341,10 @@ class Buckets:
                             search.tell(candidate.traits, candidate.bucket_id, refusal)
 
     def _view(self, slot: Slot, moment: Moment) -> _View:
-        key = (slot.queue.name, frozenset(slot.offer.tags), moment.bans.users)
+        # Of queues whose specs differ, as that of a pilot which never reads directly, each has a view of its own.
+        key = (
+            slot.queue.name, slot.queue.remote_io, frozenset(slot.offer.tags), terms_key(slot.offer.foreign), moment.bans.users
+        )  # fmt: skip
         view = self._views.get(key)
         if view is None or view.world is not moment.world:
             site = slot.queue.site
@@ -363,6 +382,9 @@ class Buckets:
                 line = level[line_key] = Line(family, traits)
             insort(line.order, entry)
         self._priorities.setdefault(traits.share, Counter())[traits.priority] += 1
+        top = self._tops.get(traits.share)
+        if top is not None:
+            self._tops[traits.share] = max(top, traits.priority)
         self._spots[candidate.bucket_id] = spot
         self.most_cores = max(self.most_cores, traits.requirements.cores)
 
@@ -387,6 +409,7 @@ class Buckets:
         priorities[spot.priority] -= 1
         if not priorities[spot.priority]:
             del priorities[spot.priority]
+            self._tops.pop(spot.share, None)
 
 
 def _downwards(priority: float) -> float:
@@ -417,6 +440,8 @@ def _family(traits: Traits) -> Hashable:
         traits.owner,
         traits.needs_container,
         traits.probe,
+        traits.own_work,
+        unsuited(traits.spec),
         traits.spec.remote_io,
         (needs.cores, needs.memory_mb, needs.disk_mb, needs.wall_s, tuple(needs.tags)),
         None if gpus is None else (gpus.count, gpus.vendor, gpus.model, gpus.memory_mb),

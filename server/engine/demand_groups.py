@@ -196,6 +196,7 @@ class Grouping:
             traits.may_run,
             traits.needs_container,
             traits.probe,
+            traits.own_work,
             traits.spec.remote_io,
             traits.owner in self._moment.bans.users,
             tuple(needs.tags),

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from common.wire import Offer, QueueSpec, Shape
+from common.wire import CONTAINER_TAG, Offer, QueueSpec, Shape
 from server.config import Knobs
 from server.engine.demand_sizes import JobSize
 from server.engine.matching import Moment, Refused, Slot, slot_refusal
 from server.engine.sizing import SlotSize
 
-PROBED_TAGS = ("linux", "x86_64", "aarch64", "apptainer")
+PROBED_TAGS = ("linux", "x86_64", "aarch64", CONTAINER_TAG)
 """What a pilot finds out about its node by itself: until then every queue is taken to have it."""
 MANY_CORES = 2**31 - 1
 WALL_STEP_S = 600

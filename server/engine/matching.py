@@ -16,6 +16,8 @@ from msgspec import structs
 
 from common.states import CLAIMABLE_TASK_STATES, TaskState
 from common.wire import (
+    ACCOUNTS_TAG,
+    CONTAINER_TAG,
     Gpu,
     GpuNeeds,
     Measured,
@@ -30,6 +32,8 @@ from common.wire import (
 )
 from server.engine import scouts, statuses
 from server.engine.access import Bans
+from server.engine.foreign import kind_refusal, share_refusal, unsuited
+from server.engine.probes import is_own_work
 from server.engine.scouts import Scouting
 from server.engine.world import FAR, NEVER, World
 
@@ -84,6 +88,11 @@ class Traits:
     def probe(self) -> bool:
         """Whether it also runs where only probe jobs may."""
         return self.spec.probe
+
+    @property
+    def own_work(self) -> bool:
+        """Whether it is the pilot's own work, which needs no trust."""
+        return is_own_work(self.spec)
 
     def reads_directly(self, queue: QueueSpec) -> bool:
         """Whether its payload may read its input where that lies, as far as task and queue say."""
@@ -214,6 +223,7 @@ def effective_offer(offer: Offer, queue: QueueSpec, worker: Shape | None) -> Off
         wall_s=_least(offer.wall_s, queue.wall_s, shape.wall_s),
         gpus=list(gpus),
         tags=sorted(set(offer.tags) | set(queue.tags)),
+        foreign=offer.foreign,
     )
 
 
@@ -303,7 +313,8 @@ def task_refusal(traits: Traits, slot: Slot, moment: Moment) -> Refused:
     refusal = _probe_refusal(traits, slot.queue, moment.world)
     if refusal is not None:
         return refusal
-    if not traits.needs_container and not slot.queue.trusted:
+    trusted = slot.queue.trusted or ACCOUNTS_TAG in slot.offer.tags or traits.own_work
+    if not traits.needs_container and not trusted:
         words = f"the task names no image, and queue {slot.queue.name} is not trusted to run payloads without one"
         return "trusted", words
     if not traits.may_run:
@@ -316,10 +327,13 @@ def task_refusal(traits: Traits, slot: Slot, moment: Moment) -> Refused:
     missing = missing_tags(traits.requirements.tags, slot.offer.tags)
     if missing:
         return "tags", f"the slot lacks {', '.join(missing)}"
-    if traits.needs_container and "apptainer" not in slot.offer.tags:
+    if traits.needs_container and CONTAINER_TAG not in slot.offer.tags:
         return "container", "the task names an image and the slot has no Apptainer"
     if traits.spec.remote_io == RemoteIo.ALWAYS and not slot.queue.remote_io:
         return "remote_io", f"the task reads its input from the storage, which queue {slot.queue.name} does not allow"
+    if slot.offer.foreign is not None:
+        words = unsuited(traits.spec) or share_refusal(traits.share, slot.offer.foreign)
+        return ("foreign_pilot", words) if words else None
     return None
 
 
@@ -376,7 +390,13 @@ def size_refusal(candidate: Candidate, slot: Slot, direct: bool = False) -> Refu
             return name, f"the job needs {needed} {unit}, the slot has {offered}"
     if slot.cut is not None and slot.cut.strictly and not wall_s:
         return slot.cut.filter, f"nobody knows how long the job runs, and {slot.cut.words}"
-    return _gpu_refusal(needs.gpus, offer)
+    return _gpu_refusal(needs.gpus, offer) or _kind_refusal(needs.cores, candidate.memory_needed, offer)
+
+
+def _kind_refusal(cores: int, memory_mb: int, offer: Offer) -> Refused:
+    """Whether a pilot of another system asked for another kind of job than this."""
+    words = kind_refusal(cores, memory_mb, offer.foreign) if offer.foreign is not None else ""
+    return ("resource_type", words) if words else None
 
 
 def _gpu_refusal(wanted: GpuNeeds | None, offer: Offer) -> Refused:
@@ -457,12 +477,14 @@ FILTER_NAMES: tuple[str, ...] = (
     "tags",
     "container",
     "remote_io",
+    "foreign_pilot",
     "cores",
     "memory",
     "disk",
     "wall_time",
     "reserved",
     "gpus",
+    "resource_type",
     "merge",
     "scouts",
     "storage",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+
+from common.wire import OutputNaming
 
 MAX_NAME = 255
 
@@ -39,6 +42,35 @@ def _is_id(text: str) -> bool:
 def output_path(scope: str, task_id: int, job_id: int, name: str) -> str:
     """Below the storage's prefix: ``scope/task/job/task.job.name``."""
     return f"{scope}/{task_id}/{job_id}/{task_id}.{job_id}.{name}"
+
+
+def hashed_path(scope: str, name: str) -> str:
+    """Where pilots of PanDA put ``scope:name`` below an endpoint's path: ``scope/ab/cd/name``, by the MD5 of both.
+
+    (The layout of Rucio's deterministic storages.)
+    """
+    return f"{scope}/{_hashed(scope, name)}"
+
+
+def output_place(naming: OutputNaming, scope: str, task_id: int, job_id: int, name: str) -> str:
+    """Where an output lies below the prefix of a storage that names its files in this way."""
+    if naming is OutputNaming.JOB:
+        return output_path(scope, task_id, job_id, name)
+    return fixed_path(naming, scope, output_did(scope, task_id, job_id, name).partition(":")[2])
+
+
+def fixed_path(naming: OutputNaming, scope: str, name: str) -> str:
+    """The path that follows from a DID alone, as Rucio makes it for deterministic RSEs (``rucio.rse.translation``): the
+    scopes of users and groups are split at their dots, and the folders are the first digits of the MD5 sum of the DID."""
+    folder = scope.replace(".", "/") if scope.startswith(("user", "group")) else scope
+    if naming is OutputNaming.RUCIO_IDENTITY:
+        return f"{folder}/{name}"
+    return f"{folder}/{_hashed(scope, name)}"
+
+
+def _hashed(scope: str, name: str) -> str:
+    digits = hashlib.md5(f"{scope}:{name}".encode(), usedforsecurity=False).hexdigest()
+    return f"{digits[:2]}/{digits[2:4]}/{name}"
 
 
 def name_problem(task_id: int, job_id: int, name: str) -> str:

@@ -65,7 +65,13 @@ _PREEMPTIONS = frozenset(
 )
 _SILENCE = frozenset({ErrorCode.HEARTBEAT_LOST, ErrorCode.WORKER_LOST, ErrorCode.DECLARED_LOST})
 _NOBODYS = frozenset(
-    {ErrorCode.UNITS_NOT_PROCESSED, ErrorCode.KILLED_BY_SERVER, ErrorCode.USER_KILL, ErrorCode.TASK_CANCELLED}
+    {
+        ErrorCode.UNITS_NOT_PROCESSED,
+        ErrorCode.KILLED_BY_SERVER,
+        ErrorCode.USER_KILL,
+        ErrorCode.TASK_CANCELLED,
+        ErrorCode.GIVEN_BACK,
+    }
 )
 
 

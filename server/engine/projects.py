@@ -228,13 +228,14 @@ def _condition(part: str) -> Condition:
     name, operator, text = match.groups()
     if len(name) > MOST_TEXT or len(text) > MOST_TEXT:
         raise BadCondition(f"names and values have at most {MOST_TEXT} characters")
-    number = _number(text)
+    number = as_number(text)
     if operator in _ORDERING and number is None:
         raise BadCondition(f"{part.strip()!r}: {operator} compares numbers, and {text!r} is none")
     return Condition(name, operator, text, number)
 
 
-def _number(text: str) -> float | None:
+def as_number(text: str) -> float | None:
+    """The finite number that a text is, if it is one."""
     try:
         number = float(text)
     except ValueError:

@@ -138,7 +138,7 @@ def job_bounds(spec: StageSpec, measured: Measured | None, slot: SlotSize, knobs
     Where the user has set the size of jobs (files, events, MiB), that is it, as far as the slot can hold it. Else as many
     events n as it holds by what was measured (PanDA documentation, job sizing):
 
-    * S >= input + max(0.5 GB, out * n) + work, with the slot's disk S;
+    * S >= input + max(0.5 GB, out * n) + work, with the slot's disk S; less than 0.5 GB where the user asked for less;
     * W >= cpuTime * n / (C * P * eff) + base, with its wall time W, the job's cores C, their power P and their use.
 
     A single unit may go without the margin that is in cpuTime: else a task might measure itself out of the slots that
@@ -151,7 +151,7 @@ def job_bounds(spec: StageSpec, measured: Measured | None, slot: SlotSize, knobs
     return Bounds(
         limit=_limit(spec, measured, knobs),
         disk_mb=slot.disk_mb - work_mb if slot.disk_mb else None,
-        spare_mb=0 if fixed_disk else knobs.sizing_min_output_mb,
+        spare_mb=0 if fixed_disk else _least_output_mb(spec, measured, knobs),
         out_kb_per_event=0.0 if fixed_disk or measured is None else measured.out_kb_per_event or 0.0,
         max_events=_max_events(spec, measured, slot, knobs),
         aim_events=_aim_events(spec, measured, slot, knobs),
@@ -206,6 +206,14 @@ def _power(spec: StageSpec, slot: SlotSize) -> float:
     return spec.requirements.cores * slot.core_power * slot.cpu_efficiency
 
 
+def _least_output_mb(spec: StageSpec, measured: Measured | None, knobs: Knobs) -> int:
+    """What is kept for output at the least: with the work space no more than the disk that the measured jobs were given.
+
+    Else a task might measure itself out of the slots that its jobs ran in.
+    """
+    return min(knobs.sizing_min_output_mb, max(0, spec.requirements.disk_mb - _work_mb(measured)))
+
+
 def _work_mb(measured: Measured | None) -> int:
     return math.ceil(measured.work_mb or 0.0) if measured else 0
 
@@ -238,7 +246,7 @@ def needed(spec: StageSpec, measured: Measured | None, knobs: Knobs, events: int
     if measured.memory_per_core_mb is not None and Fixed.MEMORY not in spec.fixed:
         memory_mb = math.ceil(measured.memory_per_core_mb * asked.cores + knobs.sizing_base_memory_mb)
     if measured.out_kb_per_event is not None and Fixed.DISK not in spec.fixed:
-        produced = max(knobs.sizing_min_output_mb, measured.out_kb_per_event * events / 1024)
+        produced = max(_least_output_mb(spec, measured, knobs), measured.out_kb_per_event * events / 1024)
         disk_mb = math.ceil(produced) + _work_mb(measured)
     return structs.replace(asked, memory_mb=memory_mb, disk_mb=disk_mb)
 

@@ -1,6 +1,7 @@
 """How long a job or a task may stay in a state (PanDA documentation, "timeout rules").
 
-PanDA's ``assigned`` and fast rebrokerage have no counterpart: nothing is assigned to a queue before a pilot claims it.
+PanDA's ``assigned`` and fast rebrokerage have no counterpart: nothing is assigned to a queue before a pilot claims it. Jobs
+that were claimed for a pilot which is only expected have no time-out: they end with its worker, and their times begin with it.
 Its heartbeat rule is the reaper's. Silence of the server is nobody's fault, see :func:`overdue`.
 """
 

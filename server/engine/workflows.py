@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -53,12 +54,14 @@ def _check_names(request: WorkflowRequest) -> Iterator[Problem]:
 
 
 def _check_payload(stage: StageSpec, path: str) -> Iterator[Problem]:
-    if (stage.jobscript is None) == (stage.command is None):
-        yield Problem(path, "give either jobscript (a text that begins with #!) or command (a list of arguments)")
+    if [stage.jobscript, stage.command, stage.transformation].count(None) != 2:
+        ways = "jobscript (a text that begins with #!), command (a list of arguments) or transformation (a url)"
+        yield Problem(path, f"give either {ways}")
     if stage.jobscript is not None and not stage.jobscript.startswith("#!"):
         yield Problem(f"{path}.jobscript", "the first line must be a shebang such as #!/bin/sh")
     if stage.jobscript is not None and "\r\n" in stage.jobscript.split("\n", 1)[0] + "\n":
         yield Problem(f"{path}.jobscript", "the first line ends with a carriage return: save it with Unix line ends")
+    yield from _check_transformation(stage, path)
     yield from _check_strings(stage, path)
     seen = Counter(output.pattern for output in stage.outputs)
     for pattern, count in seen.items():
@@ -66,7 +69,30 @@ def _check_payload(stage: StageSpec, path: str) -> Iterator[Problem]:
             yield Problem(f"{path}.outputs", f"the pattern {pattern!r} is there {count} times")
 
 
+def _check_transformation(stage: StageSpec, path: str) -> Iterator[Problem]:
+    program = stage.transformation
+    if program is None:
+        return
+    if program.url.startswith("http://") and program.checksum is None:
+        remedy = "plain http can be changed on its way: use https, or give the file's checksum"
+        yield Problem(f"{path}.transformation.url", remedy)
+    parts = urlsplit(program.url)
+    if parts.username is not None or parts.password is not None:
+        remedy = "leave user and password out of the address: everybody can read it, who can see the task"
+        yield Problem(f"{path}.transformation.url", remedy)
+
+
+def _check_processes(stage: StageSpec, path: str) -> Iterator[Problem]:
+    for index, process in enumerate(stage.processes):
+        if any("\0" in word for word in process.command):
+            yield Problem(f"{path}.processes[{index}].command", "an argument holds a NUL character")
+    for index, pattern in enumerate(stage.log_files):
+        if ".." in pattern.split("/"):
+            yield Problem(f"{path}.log_files[{index}]", "it leads out of the working directory: leave out '..'")
+
+
 def _check_extras(stage: StageSpec, path: str) -> Iterator[Problem]:
+    yield from _check_processes(stage, path)
     for field, message in placeholder_problems(stage):
         yield Problem(f"{path}.{field}", message)
     odd = attributes_problem(stage.attributes)
@@ -88,6 +114,8 @@ def _check_strings(stage: StageSpec, path: str) -> Iterator[Problem]:
             yield Problem(f"{path}.environment", f"the value of {name} holds a NUL character")
     if any("\0" in word for word in stage.command or ()):
         yield Problem(f"{path}.command", "an argument holds a NUL character")
+    if stage.transformation is not None and any("\0" in word for word in stage.transformation.parameters):
+        yield Problem(f"{path}.transformation.parameters", "an argument holds a NUL character")
     if stage.image is not None and not _IMAGE.match(stage.image):
         yield Problem(f"{path}.image", "give an absolute path to an image, or an address such as docker://…")
 

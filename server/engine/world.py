@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from urllib.parse import quote, unquote
 
-from common.wire import Activity, Downtime, QueueSpec, SiteSpec, StorageSpec
+from common.wire import Activity, CredentialKind, Downtime, Endpoint, QueueSpec, SiteSpec, StorageSpec
 from server.engine.statuses import ALLOWED, takes
 
 NEVER = 101
@@ -26,12 +26,20 @@ URL_SAFE = "/~:@!$&'()*+,;="
 
 @dataclass(frozen=True)
 class World:
-    """Everything that admins describe. ``down`` names the storages that are in a downtime now: see :meth:`at`."""
+    """Everything that admins describe. ``down`` names the storages that are in a downtime now: see :meth:`at`.
+
+    ``barred`` are site, storage and whether it is writing: what is not used, because probes found that it fails.
+    """
 
     sites: dict[str, SiteSpec] = field(default_factory=dict)
     queues: dict[str, QueueSpec] = field(default_factory=dict)
     storages: dict[str, StorageSpec] = field(default_factory=dict)
     down: frozenset[str] = frozenset()
+    barred: frozenset[tuple[str, str, bool]] = frozenset()
+
+    def without(self, barred: frozenset[tuple[str, str, bool]]) -> World:
+        """The world with other ways barred than before; itself if they are the same."""
+        return self if barred == self.barred else replace(self, barred=barred)
 
     def at(self, now: float) -> World:
         """The world with the storages down that are at this moment; itself if they are the same."""
@@ -53,6 +61,9 @@ class World:
         return _now_or_next([*queue.downtimes, *self._of_site(queue.site)], now, float("inf"))
 
     _takes: dict[tuple[str, str, bool], bool] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _readings: dict[tuple[str, str], tuple[int, list[str]]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def distance(self, site: str, storage: str) -> int:
         """From a site to a storage: 0 same site … 100 far, 101 never. What is unknown is never reached."""
@@ -63,6 +74,10 @@ class World:
         if here is not None and storage in here.distances:
             return here.distances[storage]
         return 0 if there.site == site else FAR
+
+    def read_distance(self, site: str, storage: str) -> int:
+        """The same for reading: never, where probes of the site cannot read."""
+        return NEVER if (site, storage, False) in self.barred else self.distance(site, storage)
 
     def pilots_leave(self, queue: QueueSpec) -> bool:
         """Whether pilots of a queue without work are to go: its status or its site's says so."""
@@ -89,9 +104,20 @@ class World:
         if known is None:
             known = self._takes[key] = (
                 self.writable(storage, probe)
+                and (site, storage, True) not in self.barred
                 and self.distance(site, storage) < NEVER
                 and bool(self.urls(storage, "", site, write=True))
             )
+        return known
+
+    def reading(self, storage: str, site: str) -> tuple[int, list[str]]:
+        """How far a storage is from a site, and the URLs under which a pilot there reads now; NEVER and none if it cannot."""
+        known = self._readings.get((storage, site))
+        if known is None:
+            distance = self.read_distance(site, storage)
+            open_now = distance < NEVER and self.readable(storage)
+            known = (distance, self.urls(storage, "", site, write=False)) if open_now else (NEVER, [])
+            self._readings[storage, site] = known
         return known
 
     def direct(self, site: str) -> frozenset[str]:
@@ -100,7 +126,7 @@ class World:
         unable: set[str] = set()
         for name, spec in self.storages.items():
             if self.readable(name):
-                direct = any(map(is_direct, self.urls(name, "", site, write=False)))
+                direct = any(map(gives_direct, self.ways(name, site, write=False)))
                 (able if direct else unable).update((name, f"@{spec.site}"))
         return frozenset(able - unable)
 
@@ -110,14 +136,14 @@ class World:
             names = [name for name, spec in self.storages.items() if spec.site == location[1:]]
         else:
             names = [location]
-        return min((self.distance(site, name) for name in names if self.readable(name)), default=NEVER)
+        return min((self.read_distance(site, name) for name in names if self.readable(name)), default=NEVER)
 
     def reach(self, site: str) -> dict[str, int]:
         """How far each location is from a site: storages that can be read now, and ``@site`` for all of a site."""
         found: dict[str, int] = {}
         for name, spec in self.storages.items():
             if self.readable(name):
-                distance = self.distance(site, name)
+                distance = self.read_distance(site, name)
                 found[name] = distance
                 there = f"@{spec.site}"
                 found[there] = min(distance, found.get(there, distance))
@@ -138,13 +164,31 @@ class World:
 
     def urls(self, storage: str, path: str, site: str, *, write: bool) -> list[str]:
         """The URLs under which a pilot at ``site`` may use ``path`` on ``storage``, in the storage's order."""
-        spec = self.storages[storage]
-        local = spec.site == site
+        return [join_url(endpoint.url, path) for endpoint in self.ways(storage, site, write=write)]
+
+    def ways(self, storage: str, site: str, *, write: bool) -> list[Endpoint]:
+        """The endpoints by which a pilot at ``site`` may use a storage, in the storage's order."""
+        return self._for(storage, self.activity(storage, site, write=write))
+
+    def log_ways(self, storage: str, site: str) -> list[Endpoint]:
+        """The same for logs: those that are for logs, else those by which it may write."""
+        return self._for(storage, Activity.LOGS) or self.ways(storage, site, write=True)
+
+    def takes_logs(self, storage: str, site: str) -> bool:
+        """Whether a storage is there for logs, and a pilot at ``site`` may write to it now."""
+        able = self.writable(storage) and self.distance(site, storage) < NEVER
+        able = able and (site, storage, True) not in self.barred
+        return able and bool(self._for(storage, Activity.LOGS))
+
+    def activity(self, storage: str, site: str, *, write: bool) -> Activity:
+        """What a pilot at ``site`` does when it uses a storage."""
+        local = self.storages[storage].site == site
         if write:
-            activity = Activity.WRITE_LAN if local else Activity.WRITE_WAN
-        else:
-            activity = Activity.READ_LAN if local else Activity.READ_WAN
-        return [join_url(endpoint.url, path) for endpoint in spec.endpoints if activity in endpoint.activities]
+            return Activity.WRITE_LAN if local else Activity.WRITE_WAN
+        return Activity.READ_LAN if local else Activity.READ_WAN
+
+    def _for(self, storage: str, activity: Activity) -> list[Endpoint]:
+        return [endpoint for endpoint in self.storages[storage].endpoints if activity in endpoint.activities]
 
 
 def _now_or_next(downtimes: Iterable[Downtime], now: float, before: float) -> Downtime | None:
@@ -156,6 +200,12 @@ def _now_or_next(downtimes: Iterable[Downtime], now: float, before: float) -> Do
 def is_direct(url: str) -> bool:
     """Whether a payload can read from this URL without a copy."""
     return url.partition(":")[0] in DIRECT_SCHEMES
+
+
+def gives_direct(endpoint: Endpoint) -> bool:
+    """Whether a payload can read by this endpoint: its protocol allows it, and a credential of its own can be had."""
+    narrow = endpoint.credential is not CredentialKind.PROXY or endpoint.payload_provider is not None
+    return narrow and is_direct(endpoint.url)
 
 
 def path_problem(path: str) -> str:

@@ -86,8 +86,21 @@ def _system(system: SystemSample, now: float) -> Iterator[Metric]:
     yield _gauge("pilots", "Pilots that are not over.", system.pilots)
     yield _gauge("pilots_idle", "Pilots that ask for work and get none.", system.pilots_idle)
     yield _gauge("pilots_late", "Pilots that were not heard of for two heartbeats.", system.pilots_late)
+    yield from _probes(system)
     words = "Age of the oldest event that a transaction still at work keeps from followers."
     yield _gauge("events_unsettled_seconds", words, system.events_unsettled_s)
+
+
+def _probes(system: SystemSample) -> Iterator[Metric]:
+    labels = ["site", "gpu", "storage", "operation"]
+    ok = GaugeMetricFamily("pilotage_probe_ok", "1 where a site's last probe could do it, 0 where not.", labels=labels)
+    when = GaugeMetricFamily("pilotage_probe_timestamp_seconds", "When that was tried last.", labels=labels)
+    for each in system.probes:
+        names = [each.site, str(each.gpu).lower(), each.storage, each.operation]
+        ok.add_metric(names, float(each.ok))
+        when.add_metric(names, each.time)
+    yield from (ok, when)
+    yield _by("probes_missed", "Probes of a site in a row that did not run.", "site", system.probes_missed)
 
 
 def _agents(agents: Sequence[AgentView], now: float) -> Iterator[Metric]:

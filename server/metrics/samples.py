@@ -58,8 +58,20 @@ class QueueSample(msgspec.Struct):
     idle_pilots: int = 0
 
 
+class ProbeSample(msgspec.Struct):
+    """What the last probe of a site found of one operation at a storage."""
+
+    site: str
+    gpu: bool
+    storage: str
+    operation: str
+    ok: bool
+    time: float
+
+
 class SystemSample(msgspec.Struct):
-    """What the measuring agent found; everything in it is for anybody's eyes: numbers, names of queues and shares."""
+    """What the measuring agent found; everything in it is for anybody's eyes: numbers, names of queues, shares, sites and
+    storages."""
 
     time: float
     cost_s: float = 0.0
@@ -81,3 +93,6 @@ class SystemSample(msgspec.Struct):
     pilots_idle: int = 0
     events_unsettled_s: float = 0.0
     """Age of the oldest event that followers cannot be given yet, because an older transaction is still at work."""
+    probes: list[ProbeSample] = []
+    probes_missed: dict[str, int] = {}
+    """Probes in a row that did not run, by site."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from sqlalchemy import Connection, delete, exists, insert, select
 
 from common.states import FINAL_WORKER_STATES
-from server.store import beats
+from server.store import beats, foreign
 from server.store.codes import FIRST_FINAL_JOB_CODE, OutputState, PilotState
 from server.store.schema import job, output, pilot, replay, worker
 from server.store.schema_archive import job_archive
@@ -82,6 +82,7 @@ def delete_pilots(connection: Connection, before: float, after: int, limit: int)
     ids = list(connection.execute(old).scalars())
     _delete(connection, pilot, pilot.c.id, ids)
     beats.forget(connection, ids)
+    foreign.forget(connection, ids)
     over = len(rows) < limit or rows[-1].registered >= before
     return len(ids), None if over else rows[-1].id
 

@@ -31,8 +31,8 @@ from sqlalchemy import (
 
 from common.states import JobState
 from server.engine.sizing import TIER_BITS, Bounds
-from server.store.claim_terms import DETAIL_COLUMNS, MAY_CLAIM, MAY_RUN, ClaimTerms
-from server.store.codes import JOB_CODES, UNIT_READY, UNIT_RESERVED, PilotState
+from server.store.claim_terms import DETAIL_COLUMNS, MAY_CLAIM, MAY_RUN, PILOT_MAY, ClaimTerms
+from server.store.codes import JOB_CODES, UNIT_READY, UNIT_RESERVED
 from server.store.prepared import Prepared
 from server.store.schema import event, job, job_delta, pilot, queue, task, unit, unit_delta, unit_detail
 
@@ -54,7 +54,7 @@ def _may_run() -> Any:
         .select_from(task.join(queue, queue.c.name == _QUEUE).join(pilot, pilot.c.id == _PILOT))
         .where(task.c.id == _TASK, MAY_RUN)
         .where(MAY_CLAIM)
-        .where(pilot.c.state == literal_column(str(int(PilotState.ACTIVE))))
+        .where(PILOT_MAY)
         .exists()
     )
 

@@ -36,8 +36,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql
 
 from common.states import JobState
-from server.store.claim_terms import DETAIL_COLUMNS, MAY_RUN, Asked
-from server.store.codes import JOB_CODES, UNIT_READY, UNIT_RESERVED, PilotState
+from server.store.claim_terms import DETAIL_COLUMNS, MAY_RUN, PILOT_MAY, Asked
+from server.store.codes import JOB_CODES, UNIT_READY, UNIT_RESERVED
 from server.store.prepared import Prepared
 from server.store.schema import event, job, job_delta, pilot, queue, task, unit, unit_delta, unit_detail
 
@@ -113,7 +113,7 @@ def _asked() -> CTE:
         .join(queue, queue.c.name == lines.c.queue)
         .join(pilot, pilot.c.id == lines.c.pilot_id)
         .where(MAY_RUN, or_(queue.c.status == lines.c.status, queue.c.status == lines.c.other_status))
-        .where(pilot.c.state == literal_column(str(int(PilotState.ACTIVE))))
+        .where(PILOT_MAY)
         .cte("asked")
         .prefix_with("MATERIALIZED")
     )

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, bindparam, func, insert, literal, literal_column, select, text, update
+from sqlalchemy import Connection, bindparam, insert, literal, literal_column, select, update
 
 from common.states import JobState
 from server.engine.sizing import ReadyUnit, prefix
-from server.store.claim_terms import DETAIL_COLUMNS, MAY_CLAIM, MAY_RUN, ClaimTerms
-from server.store.codes import JOB_CODES, UNIT_READY, UNIT_RESERVED, PilotState
+from server.store.claim_terms import DETAIL_COLUMNS, MAY_CLAIM, MAY_RUN, PILOT_MAY, ClaimTerms
+from server.store.codes import JOB_CODES, UNIT_READY, UNIT_RESERVED
 from server.store.prepared import Prepared
 from server.store.schema import event, job, job_delta, pilot, queue, task, unit, unit_delta, unit_detail
 
@@ -19,7 +19,7 @@ _MAY_RUN = Prepared(
     .select_from(task.join(queue, queue.c.name == bindparam("queue")).join(pilot, pilot.c.id == bindparam("pilot_id")))
     .where(task.c.id == bindparam("task_id"), MAY_RUN)
     .where(MAY_CLAIM)
-    .where(pilot.c.state == literal_column(str(int(PilotState.ACTIVE))))
+    .where(PILOT_MAY)
 )
 _READY = Prepared(
     select(unit.c.id, unit.c.seq, unit.c.size_mb, unit.c.events, *DETAIL_COLUMNS)
@@ -29,8 +29,6 @@ _READY = Prepared(
     .order_by(unit.c.seq)
     .limit(bindparam("rows"))
 )
-_USED = Prepared(text("SELECT seq FROM sqlite_sequence WHERE name = 'job'"))
-_NEWEST = Prepared(select(func.max(job.c.id)))
 _MOVE = Prepared(
     update(unit)
     .where(unit.c.id == bindparam("unit_id"))
@@ -40,7 +38,7 @@ _MAKE = Prepared(
     insert(job).values(
         {
             name: bindparam(name)
-            for name in ("id", "task_id", "bucket_id", "pilot_id", "state", "n_units", "cores", "queue", "site", "host",
+            for name in ("task_id", "bucket_id", "pilot_id", "state", "n_units", "cores", "queue", "site", "host",
                          "request_id", "ordinal", "claimed")
         }
     )
@@ -79,12 +77,6 @@ class _Reserved(NamedTuple):
     first: int
 
 
-def _next_job_id(connection: Connection) -> int:
-    """The next job id; never one that was used before, also when the newest jobs were archived."""
-    used, newest = _USED.run(connection, {}), _NEWEST.run(connection, {})
-    return max(int(used[0][0] or 0) if used else 0, int(newest[0][0] or 0)) + 1
-
-
 def _reserve(connection: Connection, terms: ClaimTerms, pilot_id: int, floor: int, rows: int) -> _Reserved:
     """The ready units that make one job."""
     given = {"queue": terms.queue, "task_id": terms.task_id, "pilot_id": pilot_id, **terms.statuses}
@@ -111,12 +103,9 @@ def claim(
     taken, first = _reserve(connection, terms, values["pilot_id"], floor, rows)
     if not taken:
         return []
-    job_id = _next_job_id(connection)
-    _move(connection, terms, taken, job_id)
-    _MAKE.run(
+    job_id = _MAKE.insert(
         connection,
         {
-            "id": job_id,
             "task_id": terms.task_id,
             "bucket_id": terms.bucket_id,
             "pilot_id": values["pilot_id"],
@@ -131,6 +120,7 @@ def claim(
             "claimed": values["now"],
         },
     )
+    _move(connection, terms, taken, job_id)
     _COUNT_JOB.run(connection, {"task_id": terms.task_id, "queue": terms.queue, "cores": values["cores"]})
     _TELL.run(
         connection,

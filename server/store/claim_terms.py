@@ -12,7 +12,8 @@ from common.states import CLAIMABLE_TASK_STATES
 from common.wire import ReplicaSpec
 from server.engine.sizing import Bounds
 from server.engine.statuses import ALLOWED, takes
-from server.store.schema import queue, task, unit_detail
+from server.store.codes import PilotState
+from server.store.schema import pilot, queue, task, unit_detail
 
 
 def _statuses(probe: bool) -> dict[str, str]:
@@ -121,6 +122,8 @@ _REPLICAS = msgspec.json.Decoder(list[ReplicaSpec])
 
 MAY_RUN = task.c.state.in_([literal_column(f"'{state.value}'") for state in sorted(CLAIMABLE_TASK_STATES)])
 """Rechecked in the claim itself, so that a pause is a pause."""
+PILOT_MAY = pilot.c.state.in_([literal_column(str(int(each))) for each in (PilotState.ACTIVE, PilotState.EXPECTED)])
+"""Likewise of the pilot; harvester claims for one that is expected."""
 MAY_CLAIM = or_(
     queue.c.status == bindparam("status", type_=String), queue.c.status == bindparam("other_status", type_=String)
 )

@@ -35,6 +35,9 @@ __all__ = [
     "request_of",
 ]
 
+LINGER_S = 0.004
+"""How long claims wait for one another at the most, where several come."""
+
 
 @dataclass(frozen=True)
 class ClaimedJob:
@@ -85,7 +88,7 @@ class Together:
     def __init__(self, database: Database, floors: Floors) -> None:
         self._database = database
         self._floors = floors
-        self._batcher: Batcher[Asked, _Got] = Batcher(linger_s=0.0)
+        self._batcher: Batcher[Asked, _Got] = Batcher(linger_s=LINGER_S)
 
     def claim(self, asked: Asked) -> ClaimedJob | None:
         """A job, durable when this returns, or None if there is no unit for it.

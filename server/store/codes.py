@@ -65,6 +65,16 @@ class PilotState(IntEnum):
     ACTIVE = 0
     LOST = 1
     ENDED = 2
+    EXPECTED = 3
+    """Stands in for the pilot of a worker that is not there yet: it holds the jobs that harvester claimed for it."""
+    DIRECT = 4
+    """Stands where a pilot would be in a direct job: the batch system's word counts, and nobody waits for a heartbeat."""
+
+
+PUSHED = "pushed"
+"""The request id of a job that was claimed for an expected pilot and not handed out yet: too short for a pilot's own."""
+PUSHED_ORDINAL = 10_000
+"""Ordinals from here on are of such jobs, before and after they are handed out."""
 
 
 if {state for state, code in JOB_CODES.items() if code >= FIRST_FINAL_JOB_CODE} != FINAL_JOB_STATES:

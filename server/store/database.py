@@ -6,7 +6,7 @@ import logging
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -72,7 +72,10 @@ class Database:
             self.engine = _sqlite_engine(parsed.render_as_string(hide_password=False), pool_size)
         else:
             self.engine = _postgres_engine(parsed, max(4, pool_size // 2), _PLAIN)
-            self._at_once = _postgres_engine(parsed, pool_size, _PLAIN | _HOT, isolation_level="AUTOCOMMIT")
+            self._at_once = _postgres_engine(
+                # A connection that commits by itself is never given back with a transaction open.
+                parsed, pool_size, _PLAIN | _HOT, isolation_level="AUTOCOMMIT", pool_reset_on_return=None,
+            )  # fmt: skip
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -83,6 +86,14 @@ class Database:
         """
         with self._translate(), self.engine.connect() as connection:
             yield connection
+
+    def one_read(self) -> AbstractContextManager[Connection]:
+        """A connection for a statement or two that read a few rows by indexes, each by itself.
+
+        Raises:
+            DatabaseUnavailable: no connection could be had.
+        """
+        return self.read() if self.is_sqlite else self.at_once()
 
     @contextmanager
     def write(self, *, durable: bool = True) -> Iterator[Connection]:
@@ -186,11 +197,16 @@ class _Outcome:
 
 def _alone(connection: Connection, piece: Callable[[Connection], Any]) -> _Outcome:
     """One piece among others, as if it were alone."""
+    raw: Any = connection.connection.dbapi_connection
+    # Not SQLAlchemy's own savepoints: those cost more than what they are for.
+    raw.execute("SAVEPOINT piece")
     try:
-        with connection.begin_nested():
-            return _Outcome(piece(connection))
+        outcome = _Outcome(piece(connection))
     except Exception as error:  # noqa: BLE001 - its own thread is told
-        return _Outcome(error=error)
+        connection.exec_driver_sql("ROLLBACK TO piece")
+        outcome = _Outcome(error=error)
+    raw.execute("RELEASE piece")
+    return outcome
 
 
 class _FairLock:

@@ -84,6 +84,19 @@ def alive_by_queue(connection: Connection) -> dict[str, tuple[int, int]]:
     return {row.queue: (int(row.n), int(row.cores)) for row in connection.execute(query)}
 
 
+def states_by_queue(connection: Connection) -> dict[str, dict[JobState, int]]:
+    """How many live jobs of each queue are in each state, as rolled up last."""
+    query = (
+        select(job_count.c.queue, job_count.c.state, func.sum(job_count.c.n).label("n"))
+        .where(job_count.c.state < FIRST_FINAL_JOB_CODE)
+        .group_by(job_count.c.queue, job_count.c.state)
+    )
+    found: dict[str, dict[JobState, int]] = {}
+    for row in connection.execute(query):
+        found.setdefault(row.queue, {})[JOB_STATES[row.state]] = int(row.n)
+    return found
+
+
 _COLUMNS = ("task_id", "queue", "state", "n", "cores")
 
 

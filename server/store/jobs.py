@@ -15,7 +15,7 @@ from common.states import FINAL_JOB_STATES, JobState, TaskState, targets
 from common.wire import FinishReply, HeartbeatRequest, JobView, Metrics, OutputRole
 from server.store import accounting, job_counts
 from server.store.access import Sight
-from server.store.codes import JOB_CODES, JOB_STATES, OutputState, PilotState
+from server.store.codes import JOB_CODES, JOB_STATES, PUSHED, OutputState, PilotState
 from server.store.job_counts import Move
 from server.store.prepared import Prepared
 from server.store.schema import job, output, pilot, pilot_beat, pilot_report, task
@@ -43,6 +43,9 @@ class JobRow:
     digest: str | None
     reply: FinishReply | None
     confirmed: float | None
+    ordinal: int = 0
+    waits: bool = False
+    """Whether it was claimed for a pilot that has not been given it yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +127,8 @@ def _row(row: Any) -> JobRow:
         digest=row.digest,
         reply=_REPLY.decode(row.reply) if row.reply else None,
         confirmed=row.confirmed,
+        ordinal=row.ordinal,
+        waits=row.request_id == PUSHED and row.state == JOB_CODES[JobState.SENT],
     )
 
 
@@ -153,6 +158,7 @@ class HeldJob:
     cores: int
     claimed: float
     kill_reason: str | None
+    waits: bool = False
 
 
 @dataclass(slots=True)
@@ -177,12 +183,13 @@ def held_by(connection: Connection, pilot_ids: Sequence[int]) -> dict[int, Pilot
 def held_of(rows: Sequence[Any]) -> dict[int, PilotAndJobs]:
     """From the rows of :data:`HELD`."""
     found: dict[int, PilotAndJobs] = {}
-    for pilot_id, pilot_state, queue, job_id, task_id, state, cores, claimed, kill_reason in rows:
+    for pilot_id, pilot_state, queue, job_id, task_id, state, cores, claimed, kill_reason, request_id in rows:
         held = found.get(pilot_id)
         if held is None:
             held = found[pilot_id] = PilotAndJobs(PilotState(pilot_state), queue, {})
         if job_id is not None:
-            held.jobs[job_id] = HeldJob(job_id, task_id, JOB_STATES[state], queue, cores, claimed, kill_reason)
+            waits = request_id == PUSHED
+            held.jobs[job_id] = HeldJob(job_id, task_id, JOB_STATES[state], queue, cores, claimed, kill_reason, waits)
     return found
 
 
@@ -190,7 +197,7 @@ def _held(which: ColumnElement[bool]) -> Prepared:
     return Prepared(
         select(
             pilot.c.id, pilot.c.state, pilot.c.queue, job.c.id, job.c.task_id, job.c.state, job.c.cores, job.c.claimed,
-            job.c.kill_reason,
+            job.c.kill_reason, job.c.request_id,
         )
         .select_from(pilot.outerjoin(job, (job.c.pilot_id == pilot.c.id) & ALIVE & job.c.confirmed.is_(None)))
         .where(which)

@@ -14,8 +14,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from common.states import FINAL_TASK_STATES, FINAL_WORKER_STATES, TaskState, UnitState, WorkerState
 from common.wire import QueueSpec, ShareSpec
-from server.metrics.samples import ProcessSample, QueueSample, ShareSample, SystemSample
-from server.store import events, job_counts, processes, world
+from server.metrics.samples import ProbeSample, ProcessSample, QueueSample, ShareSample, SystemSample
+from server.store import events, job_counts, probes, processes, world
 from server.store.codes import FIRST_FINAL_JOB_CODE, JOB_STATES, UNIT_STATES, PilotState
 from server.store.database import Database
 from server.store.schema import bucket, job_count, pilot, pilot_beat, task, unit_count, worker
@@ -46,6 +46,11 @@ def measure(connection: Connection, now: float, late_s: float) -> SystemSample:
         ),
         pilots_idle=sum(idle.values()),
         events_unsettled_s=_unsettled(connection, now),
+        probes=[
+            ProbeSample(each.site, each.gpu, each.storage, each.operation.value, each.ok, each.time)
+            for each in probes.results(connection)
+        ],
+        probes_missed=probes.missed(connection),
     )
 
 

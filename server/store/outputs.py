@@ -173,6 +173,20 @@ def record(
     return {row.name: place_of(row) for row in found}
 
 
+def move(connection: Connection, job_id: int, moved: Iterable[NewOutput]) -> None:
+    """Have recorded outputs that did not reach their storage go to another; paths are the same everywhere."""
+    for new in moved:
+        connection.execute(
+            update(output)
+            .where(
+                output.c.job_id == job_id,
+                output.c.name == new.file.name,
+                output.c.state == int(OutputState.RECORDED),
+            )
+            .values(storage=new.storage, registration=REGISTRATION_CODES[new.registration])
+        )
+
+
 def given_of(new: NewOutput) -> dict[str, Any]:
     """The columns of :data:`GIVEN`."""
     return {

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, exists, func, insert, literal_column, null, select, union_all, update
+from sqlalchemy import Connection, bindparam, exists, func, insert, literal_column, null, or_, select, union_all, update
 from sqlalchemy.sql.elements import ColumnElement
 
 from common.states import FINAL_WORKER_STATES, WorkerState
-from common.wire import Offer, Shape, WorkerReport
+from common.wire import NodeInfo, Offer, PilotView, Shape, WorkerReport
 from server.store import beats
 from server.store.beats import Beat
 from server.store.codes import PilotState
+from server.store.prepared import Prepared
 from server.store.schema import job, pilot, pilot_beat, pilot_report, worker
 
 
@@ -44,6 +45,8 @@ class PilotRow:
     nonce: str
     state: PilotState
     shape: Shape
+    pushed: bool = False
+    """Whether jobs were claimed for it before it was there."""
 
 
 def worker_by_secret(connection: Connection, secret_hash: str) -> WorkerRow | None:
@@ -87,6 +90,7 @@ def add_worker(connection: Connection, harvester: str, report: WorkerReport, now
             updated=now,
             expires=now + report.valid_s,
             reason=report.reason,
+            host=report.host,
         )
     )
 
@@ -96,6 +100,10 @@ def update_worker(connection: Connection, report: WorkerReport, requeued: bool, 
     values: dict[str, object] = {"state": report.state.value, "reason": report.reason, "updated": now}
     if report.batch_id is not None:
         values["batch_id"] = report.batch_id
+    if report.host:
+        values["host"] = report.host
+    if report.log_url is not None:
+        values.update(log_url=report.log_url, log_tail=report.log_tail)
     if requeued:
         values["starts"] = worker.c.starts + 1
     if report.state in FINAL_WORKER_STATES:
@@ -113,11 +121,17 @@ def pilots_alive(connection: Connection, mark: str, since: float) -> int:
     return int(connection.execute(query).scalar_one())
 
 
+def pilots_seen(connection: Connection, mark: str) -> int:
+    """How many pilots of a worker ever registered; those that are only expected have no nonce."""
+    query = select(func.count()).where(pilot.c.worker == mark, pilot.c.nonce != literal_column("''"))
+    return int(connection.execute(query).scalar_one())
+
+
 def find_registered(connection: Connection, mark: str, node: int, start: int) -> PilotRow | None:
     """The pilot that registered for this node and start of a worker."""
     query = _PILOT.where(pilot.c.worker == mark, pilot.c.node == node, pilot.c.start == start)
-    row = connection.execute(query).mappings().first()
-    return None if row is None else _pilot(dict(row))
+    row = connection.execute(query).first()
+    return None if row is None else _pilot(row)
 
 
 def register(
@@ -142,26 +156,76 @@ def register(
     return pilot_id
 
 
-_PILOT = select(pilot, worker.c.shape).join(worker, worker.c.mark == pilot.c.worker)
+def page(connection: Connection, queue: str | None, failed: bool, after: int, limit: int) -> list[PilotView]:
+    """Pilots in short, by id: of one queue, or those only that were lost or left because something was wrong."""
+    query = (
+        select(pilot, pilot_beat.c.time.label("heard"))
+        .outerjoin(pilot_beat, pilot_beat.c.pilot_id == pilot.c.id)
+        .where(pilot.c.id > after)
+        .order_by(pilot.c.id)
+        .limit(limit)
+    )
+    if queue is not None:
+        query = query.where(pilot.c.queue == queue)
+    if failed:
+        query = query.where(or_(pilot.c.state == int(PilotState.LOST), pilot.c.log_tail != ""))
+    return [_in_short(row) for row in connection.execute(query)]
+
+
+def _in_short(row: Any) -> PilotView:
+    return PilotView(
+        id=row.id,
+        worker=row.worker,
+        node=row.node,
+        queue=row.queue,
+        site=row.site,
+        host=row.host,
+        version=row.version,
+        state=PilotState(row.state).name.lower(),
+        registered=row.registered,
+        heard=row.heard,
+        ended=row.ended,
+        end_reason=row.end_reason,
+    )
+
+
+def view(connection: Connection, pilot_id: int) -> PilotView | None:
+    """All that is known of a pilot, for people."""
+    query = (
+        select(pilot, pilot_beat.c.time.label("heard"), pilot_report.c.offer)
+        .outerjoin(pilot_beat, pilot_beat.c.pilot_id == pilot.c.id)
+        .outerjoin(pilot_report, pilot_report.c.pilot_id == pilot.c.id)
+        .where(pilot.c.id == pilot_id)
+    )
+    row = connection.execute(query).first()
+    if row is None:
+        return None
+    return msgspec.structs.replace(
+        _in_short(row),
+        log_tail=row.log_tail,
+        offer=msgspec.json.decode(row.offer, type=Offer) if row.offer else None,
+        node_info=msgspec.json.decode(row.node_info, type=NodeInfo) if row.node_info else None,
+    )
+
+
+_COLUMNS = (pilot.c.id, pilot.c.worker, pilot.c.queue, pilot.c.site, pilot.c.host, pilot.c.nonce, pilot.c.state)
+_PILOT = select(*_COLUMNS, worker.c.shape, pilot.c.pushed).join(worker, worker.c.mark == pilot.c.worker)
+_BY_ID = Prepared(_PILOT.where(pilot.c.id == bindparam("pilot_id")))
 
 
 def get(connection: Connection, pilot_id: int) -> PilotRow | None:
     """A pilot by its id."""
-    row = connection.execute(_PILOT.where(pilot.c.id == pilot_id)).mappings().first()
-    return None if row is None else _pilot(dict(row))
+    found = _BY_ID.run(connection, {"pilot_id": pilot_id})
+    return _pilot(found[0]) if found else None
 
 
-def _pilot(row: dict[str, object]) -> PilotRow:
-    return PilotRow(
-        id=int(str(row["id"])),
-        worker=str(row["worker"]),
-        queue=str(row["queue"]),
-        site=str(row["site"]),
-        host=str(row["host"]),
-        nonce=str(row["nonce"]),
-        state=PilotState(int(str(row["state"]))),
-        shape=msgspec.json.decode(str(row["shape"]), type=Shape),
-    )
+def _pilot(row: Sequence[Any]) -> PilotRow:
+    pilot_id, mark, queue, site, host, nonce, state, shape, pushed = row
+    state, shape = PilotState(state), _SHAPE.decode(shape)
+    return PilotRow(pilot_id, mark, queue, site, host, nonce, state, shape, bool(pushed))
+
+
+_SHAPE = msgspec.json.Decoder(Shape)
 
 
 def end(connection: Connection, pilot_id: int, reason: str, log_tail: str, now: float) -> bool:
@@ -260,7 +324,7 @@ def busy_by_shape(connection: Connection, queues: Sequence[str]) -> dict[str, li
 def waiting_by_queue(connection: Connection) -> dict[str, int]:
     """Workers of each queue that wait in its batch system, or are on their way there."""
     waiting = (WorkerState.PLANNED, WorkerState.SUBMITTING, WorkerState.SUBMITTED)
-    started = exists().where(pilot.c.worker == worker.c.mark)
+    started = exists().where(pilot.c.worker == worker.c.mark, pilot.c.state != PilotState.EXPECTED)
     query = (
         select(worker.c.queue, func.count().label("n"))
         .where(worker.c.state.in_([state.value for state in waiting]), ~started)

@@ -38,6 +38,10 @@ class Prepared:
         """Execute it; the number of rows that it changed."""
         return int(self._execute(connection, parameters, _changed_rows))
 
+    def insert(self, connection: Connection, parameters: Mapping[str, Any]) -> int:
+        """Execute it on SQLite; the id that the new row got."""
+        return int(self._execute(connection, parameters, _new_id))
+
     def many(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
         """Execute it for each of the parameter sets."""
         if len(rows) == 1:
@@ -116,6 +120,10 @@ def _row_type(names: list[str]) -> Any:
 
 def _changed_rows(cursor: Any) -> int:
     return int(cursor.rowcount)
+
+
+def _new_id(cursor: Any) -> int:
+    return int(cursor.lastrowid)
 
 
 def _cursor(connection: Connection) -> AbstractContextManager[Any]:

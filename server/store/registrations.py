@@ -21,6 +21,8 @@ class Phase(IntEnum):
     """Tell the catalogue of the outputs."""
     WITHDRAW = 1
     """Take out again what it knows of them: the job fails, or was killed."""
+    CONFIRM = 2
+    """Tell the catalogue that the job has ended well."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,15 @@ def withdraw(connection: Connection, job_ids: Collection[int], reasons: Collecti
             .values(phase=int(Phase.WITHDRAW), tries=0, next_try=now, error=bindparam("b_error")),
             rows,
         )
+
+
+def registered(connection: Connection, job_ids: Collection[int], now: float) -> None:
+    """Jobs have ended well, and the catalogue is to be told so."""
+    connection.execute(
+        update(registration)
+        .where(registration.c.job_id.in_(list(job_ids)))
+        .values(phase=int(Phase.CONFIRM), tries=0, next_try=now, error="")
+    )
 
 
 def forget(connection: Connection, job_ids: Collection[int]) -> None:

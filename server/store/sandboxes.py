@@ -13,6 +13,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from common.wire import SandboxView
 from server.store.schema import job, task
 from server.store.schema_commands import sandbox, sandbox_owner, sandbox_part, sandbox_use
+from server.store.schema_panda_client import panda_file
 
 PART_BYTES = 1024 * 1024
 
@@ -127,7 +128,7 @@ def drop_unused(connection: Connection, before: float, limit: int = 100) -> int:
     )
     old = [row.sha256 for row in connection.execute(query)]
     if old:
-        for table in (sandbox_use, sandbox_owner, sandbox_part, sandbox):
+        for table in (panda_file, sandbox_use, sandbox_owner, sandbox_part, sandbox):
             connection.execute(delete(table).where(table.c.sha256.in_(old)))
     return len(old)
 

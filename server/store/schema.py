@@ -23,7 +23,7 @@ from sqlalchemy import (
     text,
 )
 
-from server.store.codes import FIRST_FINAL_JOB_CODE, UNIT_READY, OutputState
+from server.store.codes import FIRST_FINAL_JOB_CODE, UNIT_READY, OutputState, PilotState
 from server.store.schema_base import BigId, metadata
 from server.store.schema_events import agent_run, event
 
@@ -232,6 +232,9 @@ worker = Table(
     Column("updated", Double, nullable=False),
     Column("expires", Double, nullable=False),
     Column("reason", Text, nullable=False, server_default=""),
+    Column("host", String(255), nullable=False, server_default=""),
+    Column("log_url", Text),
+    Column("log_tail", Text, nullable=False, server_default=""),
     Index("worker_queue_state", "queue", "state"),
 )
 
@@ -252,9 +255,13 @@ pilot = Table(
     Column("ended", Double),
     Column("end_reason", Text, nullable=False, server_default=""),
     Column("log_tail", Text, nullable=False, server_default=""),
+    Column("node_info", Text),
+    Column("pushed", Boolean, nullable=False, server_default=text("false")),
     UniqueConstraint("worker", "node", "start", name="pilot_worker_node_start"),
     sqlite_autoincrement=True,
 )
+_expected = text(f"state = {int(PilotState.EXPECTED)}")
+Index("pilot_expected", pilot.c.worker, postgresql_where=_expected, sqlite_where=_expected)
 Index("pilot_active", pilot.c.queue, postgresql_where=text("state = 0"), sqlite_where=text("state = 0"))
 Index("pilot_active_id", pilot.c.id, postgresql_where=text("state = 0"), sqlite_where=text("state = 0"))
 

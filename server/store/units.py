@@ -488,6 +488,7 @@ def page(
             size=row["size"],
             events=row["events"],
             first_event=row["first_event"],
+            counter=row["counter"],
             job_id=row["job_id"],
             payload_failures=row["payload_failures"],
             other_failures=row["site_failures"] + row["lost_pilots"] + row["preemptions"],

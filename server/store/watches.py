@@ -67,6 +67,8 @@ def live_jobs(
     if not pilots:
         return [], None
     old = or_(*(and_(job.c.state == JOB_CODES[state], job.c.claimed <= now - age) for state, age in ages.items()))
+    # An expected pilot's jobs begin their times when it comes; those of a direct one end with its worker.
+    expected = pilot.c.state.in_([int(PilotState.EXPECTED), int(PilotState.DIRECT)])
     gone = pilot.c.state != int(PilotState.ACTIVE)
     query = (
         select(job.c.id, job.c.pilot_id, job.c.task_id, job.c.queue, job.c.state, job.c.claimed, job.c.started)
@@ -74,7 +76,14 @@ def live_jobs(
         .join(task, task.c.id == job.c.task_id)
         .join(pilot, pilot.c.id == job.c.pilot_id)
         .outerjoin(job_watch, (job_watch.c.job_id == job.c.id) & (job_watch.c.state == job.c.state))
-        .where(ALIVE, job.c.confirmed.is_(None), job.c.pilot_id > after, job.c.pilot_id <= pilots[-1], or_(old, gone))
+        .where(
+            ALIVE,
+            job.c.confirmed.is_(None),
+            job.c.pilot_id > after,
+            job.c.pilot_id <= pilots[-1],
+            or_(old, gone),
+            ~expected,
+        )
         .order_by(job.c.pilot_id, job.c.id)
     )
     found = [_watched(row) for row in connection.execute(query)]

@@ -125,6 +125,12 @@ def settings(connection: Connection) -> dict[str, Any]:
     return {row.key: msgspec.json.decode(row.value) for row in connection.execute(select(setting))}
 
 
+def remove_setting(connection: Connection, key: str) -> None:
+    """Put a knob back to its default."""
+    _changed(connection)
+    connection.execute(delete(setting).where(setting.c.key == key))
+
+
 def put_setting(connection: Connection, key: str, value: object) -> None:
     """Turn a knob."""
     _changed(connection)

@@ -12,7 +12,6 @@ import tempfile
 import threading
 import time
 import uuid
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,55 +22,18 @@ import pytest
 
 from common.checksums import file_checksum
 from common.errors import ErrorCode, PilotageError
-from pilot.copytool import Copytool, TransferOutcome, TransferRequest, load_copytool
+from pilot.copytool import TransferOutcome, TransferRequest, load_copytool
 from pilot.copytool.base import part_name
+from tests.contract.storages import LARGE, Storage
+from tests.contract.storages_http import HTTP_STORAGES, NOT_IN_A_STORE
+from tests.contract.storages_other import OTHER_STORAGES
+from tests.contract.storages_secure import SECURE_STORAGES
 from tests.services.base import free_port, require, wait_until
 from tests.services.xrootd import XrootdServer, install
 
 ROOT = Path(__file__).parents[2]
 DATA = bytes(range(256)) * 12_289  # 3 MiB and a bit: several chunks, no round number
-LARGE = 4 * 1024**3  # sparse; far more than a second's transfer
 NEVER = threading.Event()
-
-
-class Storage(ABC):
-    """A storage as the tests see it: by its copytool, and behind its back."""
-
-    tool: Copytool
-
-    @abstractmethod
-    def url(self, name: str) -> str:
-        """The URL of a file."""
-
-    @abstractmethod
-    def path(self, name: str) -> Path:
-        """Where a file lies on the storage's disk."""
-
-    @abstractmethod
-    def own(self, path: Path) -> None:
-        """Give a file made behind the storage's back to it."""
-
-    @abstractmethod
-    @contextlib.contextmanager
-    def ordinary_user(self) -> Iterator[None]:
-        """Have the storage judge permissions, which root would be above."""
-
-    def put(self, name: str, content: bytes) -> str:
-        """Put a file behind the storage's back; its URL."""
-        self.path(name).write_bytes(content)
-        self.own(self.path(name))
-        return self.url(name)
-
-    def put_large(self, name: str) -> str:
-        """Put a file that takes a while to read; its URL."""
-        with self.path(name).open("wb") as stream:
-            stream.truncate(LARGE)
-        self.own(self.path(name))
-        return self.url(name)
-
-    def names(self) -> set[str]:
-        """All names in the storage's folder, temporary ones too."""
-        return {path.name for path in self.path("x").parent.iterdir()}
 
 
 class FileStorage(Storage):
@@ -135,9 +97,31 @@ def work() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-@pytest.fixture(params=["file", "real_xrootd"])
+STORAGES = ["file", "real_xrootd", *HTTP_STORAGES, *OTHER_STORAGES, *SECURE_STORAGES]
+#: Tests of what a storage has not; for a site's own commands, which do it all in one step, tests/contract/test_lsm.py has them.
+NOT_FOR = {
+    "real_s3": NOT_IN_A_STORE,
+    "lsm": {"test_a_twin_that_was_quicker_is_not_overwritten", "test_storage_that_damages_what_it_stores"},
+}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Each test with every storage that has what it is about."""
+    if "storage" in metafunc.fixturenames:
+        test = metafunc.function.__name__
+        suited = [name for name in STORAGES if test not in NOT_FOR.get(name, set())]
+        metafunc.parametrize("storage", suited, indirect=True)
+
+
+@pytest.fixture
 def storage(request: pytest.FixtureRequest, work: Path) -> Storage:
     """Each storage in turn."""
+    if request.param in OTHER_STORAGES:
+        return OTHER_STORAGES[request.param](request)
+    if request.param in SECURE_STORAGES:
+        return SECURE_STORAGES[request.param](request)
+    if request.param in HTTP_STORAGES:
+        return HTTP_STORAGES[request.param](request)
     if request.param == "real_xrootd":
         return XrootdStorage(request.getfixturevalue("xrootd"))
     (work / "storage").mkdir()
@@ -466,7 +450,7 @@ def cancel_when(condition: Callable[[], bool], begin: Callable[[threading.Event]
     cancel = threading.Event()
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(begin, cancel)
-        wait_until(condition, "the transfer is under way", 20)
+        wait_until(condition, "the transfer is under way", 120)  # some read the file for its checksum first
         cancel.set()
         cancelled_at = time.monotonic()
         outcome = running.result(timeout=30)

@@ -60,7 +60,8 @@ def processes_of(folder: Path) -> list[psutil.Process]:
             told = [*process.cmdline(), process.cwd(), *process.environ().values()]
             if process.pid != os.getpid() and any(wanted in text for text in told) and not gone(process):
                 found.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
+        # The last one comes of a process that ends while it is looked at.
+        except (psutil.NoSuchProcess, psutil.AccessDenied, FileNotFoundError):
             continue
     return found
 

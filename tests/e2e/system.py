@@ -16,11 +16,11 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Optional, TypeVar, Union
+from typing import Any, Optional, Self, TypeVar, Union
 
 import psutil
 
@@ -68,6 +68,7 @@ class System:
 
     ``database_url``: SQLite in the folder when None. ``settings``: knobs, over :data:`FAST`. ``queue``: fields of its
     QueueSpec. ``pilot_environment``: variables of the workers, over :data:`PILOT_FAST`. ``harvester=False`` starts none.
+    ``configuration``: more sections of the configuration file, or more fields of those that there are.
     As a context manager it starts everything and, at the end, stops it and asserts that no process is left.
     """
 
@@ -81,6 +82,7 @@ class System:
         queue: Optional[Mapping[str, Any]] = None,
         pilot_environment: Optional[Mapping[str, str]] = None,
         harvester: bool = True,
+        configuration: Optional[Mapping[str, Mapping[str, Any]]] = None,
     ) -> None:
         self.folder = folder / "system"
         self.folder.mkdir(parents=True)
@@ -90,6 +92,7 @@ class System:
         self._queue = dict(queue or {})
         self._pilot_environment = {**PILOT_FAST, **(pilot_environment or {})}
         self._with_harvester = harvester
+        self._configuration = configuration or {}
         self.url = f"http://127.0.0.1:{free_port()}"
         self.environment = _environment(self.folder)
         ours = ("--config", str(self._config))
@@ -104,7 +107,7 @@ class System:
 
     # ------------------------------------------------------------ start and stop
 
-    def __enter__(self) -> System:
+    def __enter__(self) -> Self:
         self._write_config()
         try:
             self.server.start()
@@ -364,13 +367,13 @@ class System:
         return True
 
     def _write_config(self) -> None:
-        command = pilotage(
-            *("pilot", "run", "--server", "{server}", "--worker", "{mark}"),
-            *("--secret-file", "{secret_file}", "--work-dir", "{work_dir}"),
-        )
         host, port = self.url.removeprefix("http://").split(":")
         sections: dict[str, dict[str, object]] = {
-            "server": {"state_dir": str(self.folder / "server"), "host": host, "port": int(port)},
+            "server": {
+                "state_dir": str(self.folder / "server"),
+                "host": host,
+                "port": int(port),
+            },
             "client": {"server_url": self.url, "token_file": str(self.admin_token)},
             "harvester": {
                 "name": "test",
@@ -379,28 +382,48 @@ class System:
                 "state_dir": str(self.folder / "harvester"),
                 "cycle_s": 0.3,
             },
-            f"harvester.queues.{QUEUE_NAME}": {
-                "backend": "local",
-                "max_workers": self._slots,
-                "max_queued": self._slots,
-                "per_cycle": self._slots,
-                "command": command,
-                "options.workers_dir": str(self.workers),
-                **{f"environment.{name}": value for name, value in self._pilot_environment.items()},
-            },
+            **{f"harvester.queues.{name}": dict(_dotted(queue)) for name, queue in self.harvester_queues().items()},
         }
         if self.database_url:
             sections["server"]["database"] = self.database_url
+        for section, more in self._configuration.items():
+            sections.setdefault(section, {}).update(_dotted(more))
         lines: list[str] = []
         for section, fields in sections.items():
             # JSON's strings, numbers and lists of them are TOML's too.
             lines += [f"[{section}]", *(f"{key} = {json.dumps(value)}" for key, value in fields.items()), ""]
         self._config.write_text("\n".join(lines), encoding="utf-8")
 
+    def harvester_queues(self) -> dict[str, dict[str, Any]]:
+        """The queues that harvester serves, by name: tables of its configuration."""
+        command = pilotage(
+            *("pilot", "run", "--server", "{server}", "--worker", "{mark}"),
+            *("--secret-file", "{secret_file}", "--work-dir", "{work_dir}"),
+        )
+        queue = {
+            "backend": "local",
+            "max_workers": self._slots,
+            "max_queued": self._slots,
+            "per_cycle": self._slots,
+            "command": command,
+            "options": {"workers_dir": str(self.workers)},
+            "environment": self._pilot_environment,
+        }
+        return {QUEUE_NAME: queue}
+
     def _make_harvester_token(self) -> None:
         done = self.cli("server", "token", "--role", "harvester", "--subject", "test", "--ttl", "1d")
         assert done.returncode == 0, done.stderr
         write_secret_file(self.folder / "harvester.token", done.stdout.strip())
+
+
+def _dotted(table: Mapping[str, Any], head: str = "") -> Iterator[tuple[str, Any]]:
+    """A table's keys and values, those of tables in it with dotted keys: JSON's objects are not TOML's."""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{head}{key}.")
+        else:
+            yield f"{head}{key}", value
 
 
 def _is_pilot(words: list[str]) -> bool:
@@ -416,4 +439,6 @@ def _environment(folder: Path) -> dict[str, str]:
         "NO_PROXY": "127.0.0.1,localhost",
         "XDG_CONFIG_HOME": str(folder / "config"),
         "PYTHONUNBUFFERED": "1",
+        # Else the folders ``server`` and ``harvester`` where they are started would stand before our packages.
+        "PYTHONSAFEPATH": "1",
     }

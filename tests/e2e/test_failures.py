@@ -200,7 +200,7 @@ def test_payload_that_takes_too_much_memory_is_killed(system: System) -> None:
     system.wait_task(task, "failed", QUICK_S)
     job = only_job(system, task)
     assert job.error_code == ErrorCode.MEMORY_EXCEEDED
-    assert job.metrics["max_rss_mb"] > 250
+    assert job.metrics["max_rss_mb"] > 100  # it may be killed before it has all that it wants
     assert not system.payloads("bytearray(300_000_000)")
 
 

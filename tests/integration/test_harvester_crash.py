@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import selectors
-import signal
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -21,238 +17,90 @@ from typing import Any
 import msgspec
 import pytest
 
-from common.clock import Clock, FrozenClock, SystemClock
+from common.clock import SystemClock
 from common.wire import WorkersReportReply, WorkersReportRequest
-from harvester.backends.base import Backend
-from harvester.backends.fake import FakeBackend, FakeBatchSystem, FakeOptions
-from harvester.backends.local import LocalBackend
-from harvester.config import QueueConfig
-from harvester.cycle import Cycle
-from tests.harvester_world import QUEUE, FakeServer, config, end_local_workers, make_cycle
+from harvester.backends.fake import FakeBatchSystem, FakeOptions
+from harvester.config import HarvesterConfig, QueueConfig
+from tests.harvester_world import QUEUE, FakeServer, config, end_local_workers
+from tests.integration.crash_matrix import as_table, crash_matrix
 
 PILOTS = 3
 DEADLINE_S = 20.0
 
-WRITES = {
-    "secrets": ("write", "remove", "sweep"),
-    "store": ("plan", "apply", "mark_reported", "forget"),
-    "server": ("report",),
-    "backend": ("submit", "kill"),
-}
-"""The methods at which something outside the process is changed, by the part of the cycle that they belong to."""
 
-
-class World:
-    """What outlives harvester: its files, the server, the batch system."""
-
-    inner: tuple[str, ...]
-    """Methods of the batch system's own side, between two workers of one bulk call."""
-    cycles = 1
-    """How many cycles harvester gets to be killed in."""
+class LocalWorkers:
+    """Workers of the local backend that write down that they were started, and stay."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.server = FakeServer(folder, PILOTS)
-        self.queue = QueueConfig(max_workers=10, max_queued=10)
-        self.clock: Clock = SystemClock()
-
-    def backend(self) -> Backend:
-        raise NotImplementedError
-
-    def inside(self, backend: Backend) -> object:
-        """The object that has the ``inner`` methods."""
-        raise NotImplementedError
-
-    def starts(self) -> list[str]:
-        """The mark of every worker that was ever started, once for each start."""
-        raise NotImplementedError
-
-    def passes(self) -> None:
-        """Let time pass between two cycles."""
-
-    def close(self) -> None:
-        """End what is left."""
-
-    def run(self, cycle: Cycle) -> None:
-        """What a harvester does from its start on."""
-        cycle.sweep()
-        for _ in range(self.cycles):
-            cycle.run(threading.Event())
-            self.passes()
-
-    def harvester(self) -> tuple[Cycle, dict[str, object]]:
-        """A new harvester process's objects, with the parts that write."""
-        backend = self.backend()
-        cycle, store = make_cycle(config(self.folder, self.queue), backend, self.server, self.clock)
-        parts = {
-            "secrets": cycle._secrets,
-            "store": store,
-            "server": self.server,
-            "backend": backend,
-            "inner": self.inside(backend),
-        }
-        return cycle, parts
-
-
-class FakeWorld(World):
-    inner = ("take",)
-    cycles = 2
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self.clock = FrozenClock()
-        self.options = FakeOptions(start_delay_s=1, run_s=1000, journal=str(folder / "journal"))
-
-    def backend(self) -> FakeBackend:
-        return FakeBackend(FakeBatchSystem(self.options, self.clock))
-
-    def inside(self, backend: Backend) -> object:
-        assert isinstance(backend, FakeBackend)
-        return backend.system
-
-    def starts(self) -> list[str]:
-        return self.backend().system.marks()
-
-    def passes(self) -> None:
-        assert isinstance(self.clock, FrozenClock)
-        self.clock.advance(2)
-
-
-class LocalWorld(World):
-    inner = ("_submit_one", "_start")
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
         self.runs = folder / "runs"
         script = f"echo $PILOTAGE_WORKER_MARK >>{self.runs}; exec sleep 300"
-        self.queue = QueueConfig(max_workers=10, max_queued=10, command=["/bin/sh", "-c", script, "{secret_file}"])
-
-    def backend(self) -> LocalBackend:
-        return LocalBackend(self.folder / "workers", self.clock)
-
-    def inside(self, backend: Backend) -> object:
-        return backend
+        self.queue = QueueConfig(
+            max_workers=10,
+            max_queued=10,
+            command=["/bin/sh", "-c", script, "{secret_file}"],
+            options={"workers_dir": str(folder / "workers"), "kill_grace_s": 0.0},
+        )
 
     def starts(self) -> list[str]:
-        """Once every wrapper that was started has got as far as its pilot."""
-        folders = list((self.folder / "workers").iterdir())
-        _wait_for(lambda: self.runs.exists() and len(self.runs.read_text().split()) >= len(folders))
-        return self.runs.read_text().split()
+        """The mark of every worker that was started, once for each start; once every wrapper has got to its pilot."""
+        folders = list((self.folder / "workers").glob("*"))
+        _wait_for(lambda: not folders or (self.runs.exists() and len(self.runs.read_text().split()) >= len(folders)))
+        return self.runs.read_text().split() if folders else []
 
     def close(self) -> None:
         end_local_workers(self.folder / "workers")
 
 
-WORLDS: dict[str, Callable[[Path], World]] = {"fake": FakeWorld, "local": LocalWorld}
+# ---------------------------------------------------------------- the matrix
 
 
-def watch(parts: dict[str, object], inner: tuple[str, ...], at: Callable[[str], None]) -> None:
-    """Have ``at`` called before and after every call that writes."""
-    for part, methods in {**WRITES, "inner": inner}.items():
-        for method in methods:
-            if hasattr(parts[part], method):
-                setattr(parts[part], method, partial(_watched, getattr(parts[part], method), f"{part}.{method}", at))
+def with_local_workers(folder: Path) -> HarvesterConfig:
+    return config(folder, LocalWorkers(folder).queue)
 
 
-def _watched(call: Callable[..., Any], name: str, at: Callable[[str], None], *arguments: Any) -> Any:
-    at(f"before {name}")
-    result = call(*arguments)
-    at(f"after {name}")
-    return result
+def with_fake_workers(folder: Path) -> HarvesterConfig:
+    options = {"start_delay_s": 0.0, "run_s": 1000.0, "journal": str(folder / "journal")}
+    return config(folder, QueueConfig(backend="fake", max_workers=10, max_queued=10, options=options))
 
 
-def points_of(make: Callable[[Path], World], folder: Path) -> list[str]:
-    """Every point of an undisturbed run at which harvester can be killed."""
-    folder.mkdir()
-    world = make(folder)
-    seen: list[str] = []
-    try:
-        cycle, parts = world.harvester()
-        watch(parts, world.inner, seen.append)
-        world.run(cycle)
-    finally:
-        world.close()
-    return seen
+def fake_marks(folder: Path) -> list[str]:
+    options = FakeOptions(journal=str(folder / "journal"))
+    return FakeBatchSystem(options, SystemClock()).marks()
 
 
-def killed_at(world: World, number: int) -> None:
-    """Run harvester in a process that kills itself at the point of that number."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            left = [number]
-
-            def at(_name: str) -> None:
-                if left[0] == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                left[0] -= 1
-
-            cycle, parts = world.harvester()
-            watch(parts, world.inner, at)
-            world.run(cycle)
-        finally:
-            os._exit(1)
-    with selectors.DefaultSelector() as selector:
-        descriptor = os.pidfd_open(pid)
-        selector.register(descriptor, selectors.EVENT_READ)
-        ended = selector.select(DEADLINE_S)
-        os.close(descriptor)
-        if not ended:
-            os.kill(pid, signal.SIGKILL)
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    assert status == -signal.SIGKILL, "it was to be killed, and it ended by itself"
-
-
-@pytest.mark.parametrize("kind", ["fake", "local"])
-def test_kill_at_each_write_point_then_restart(kind: str, tmp_path: Path) -> None:
-    points = points_of(WORLDS[kind], tmp_path / "undisturbed")
-    assert {name.split()[1] for name in points} >= {
+def test_kill_at_each_write_point_then_restart_with_the_fake_batch_system(tmp_path: Path) -> None:
+    take = "harvester.backends.fake:FakeBatchSystem.take"
+    rows = crash_matrix(tmp_path, with_fake_workers, fake_marks, inner=[take])
+    print(as_table(rows))
+    assert {row.point.split()[1] for row in rows} >= {
         "secrets.write",
-        "store.plan",
-        "server.report",
-        "store.mark_reported",
-        "store.apply",
-        "backend.submit",
         "secrets.remove",
+        "secrets.sweep",
+        "store.plan",
+        "store.apply",
+        "store.mark_reported",
+        "server.report",
+        "backend.submit",
+        "take",
     }
-    failures: Counter[str] = Counter()
-    for number, point in enumerate(points):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        world = WORLDS[kind](folder)
-        try:
-            killed_at(world, number)
-            problem = _wrong_after_restart(world)
-        finally:
-            world.close()
-        if problem:
-            failures[f"{number} {point}: {problem}"] += 1
-    print(f"{kind}: {len(points)} points")
-    assert not failures
+    assert {len(row.found) for row in rows} == {0, 1, 2, 3}, "it was killed before, within and after the submission"
+    assert [row for row in rows if row.wrong] == []
 
 
-def _wrong_after_restart(world: World) -> str:
-    cycle, parts = world.harvester()
-    cycle.sweep()
-    for _ in range(3):
-        cycle.run(threading.Event())
-    store = parts["store"]
-    live = {worker.mark: worker for worker in store.live()}  # type: ignore[attr-defined]
-    starts = world.starts()
-    told = {report.mark: report for report in world.server.reports()}
-    announced = {report.mark for report in world.server.reports() if report.secret_hash}
-    checks = {
-        f"{len(live)} workers live": len(live) == PILOTS,
-        "a worker ended": not store.ended(100),  # type: ignore[attr-defined]
-        f"started twice: {starts}": len(starts) == len(set(starts)),
-        "a worker that harvester does not know": set(starts) <= live.keys(),
-        "a worker that was lost": live.keys() <= set(starts),
-        "submitted before it was announced": set(starts) <= announced,
-        "the server does not know the last state": all(told[mark].state is live[mark].state for mark in live),
-        "a secret was left": not list((world.folder / "state" / "secrets").iterdir()),
-    }
-    store.close()  # type: ignore[attr-defined]
-    return "; ".join(what for what, good in checks.items() if not good)
+def test_kill_at_each_write_point_then_restart_with_local_workers(tmp_path: Path) -> None:
+    inner = [f"harvester.backends.local:LocalBackend.{method}" for method in ("_submit_one", "_start")]
+    rows = crash_matrix(
+        tmp_path,
+        with_local_workers,
+        lambda folder: LocalWorkers(folder).starts(),
+        inner=inner,
+        cycles=1,
+        finish=lambda folder: LocalWorkers(folder).close(),
+    )
+    print(as_table(rows))
+    assert len(rows) >= 20
+    assert [row for row in rows if row.wrong] == []
 
 
 # ---------------------------------------------------------------- the program itself
@@ -299,8 +147,7 @@ class Program:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.server = Server(folder)
-        self.world = LocalWorld(folder)
-        self.world.server = self.server.world
+        self.world = LocalWorkers(folder)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         token = folder / "token"
         token.write_text("test-token")
@@ -313,12 +160,11 @@ class Program:
             f'[harvester.queues.{QUEUE}.options]\nworkers_dir = "{folder}/workers"\nkill_grace_s = 1.0\n'
         )
 
-    def popen(self, *arguments: str) -> subprocess.Popen[str]:
+    def popen(self, *arguments: str, how: Sequence[str] = ("-m", "common.cli.main")) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [
                 sys.executable,
-                "-m",
-                "common.cli.main",
+                *how,
                 "--config",
                 f"{self.folder}/harvester.toml",
                 "harvester",
@@ -413,6 +259,42 @@ def test_program_stops_within_seconds_although_the_server_hangs(program: Program
         program.server.answers.set()
 
 
+HANGING = """
+import concurrent.futures, threading
+from common.cli.main import main
+from harvester.backends.local import LocalBackend
+
+submit = LocalBackend.submit
+def hang(self, specs):
+    submit(self, specs)
+    # A thread that the interpreter would wait for at its end.
+    concurrent.futures.ThreadPoolExecutor().submit(threading.Event().wait).result()
+LocalBackend.submit = hang
+main()
+"""
+
+
+def test_program_stops_within_seconds_although_a_batch_system_hangs_and_finds_its_workers(program: Program) -> None:
+    process = program.popen("run", how=("-c", HANGING))
+    try:
+        _wait_for(lambda: program.world.runs.exists() and len(program.world.starts()) == PILOTS)
+        began = time.monotonic()
+        process.terminate()
+        output, _ = process.communicate(timeout=DEADLINE_S)
+        assert (process.returncode, time.monotonic() - began < 6) == (0, True), output
+        assert "left in the middle of a step" in output
+        assert program.states() == {"submitting": PILOTS}
+    finally:
+        process.kill()
+    process = program.popen("run")
+    try:
+        _wait_for(lambda: program.running(PILOTS))
+        assert len(program.world.starts()) == PILOTS
+    finally:
+        process.terminate()
+        process.communicate(timeout=DEADLINE_S)
+
+
 def test_program_ends_its_workers_on_demand_while_it_runs(program: Program) -> None:
     process = program.popen("run")
     try:
@@ -445,7 +327,10 @@ def test_program_runs_once_on_each_state_dir(program: Program) -> None:
 
 
 def test_program_checks_its_configuration(program: Program) -> None:
-    assert program.call("check").splitlines() == [f"queue {QUEUE}: server: ok", f"queue {QUEUE}: backend local: ok"]
+    told = program.call("check").splitlines()
+    assert [line.split(maxsplit=1)[0] for line in told] == ["ok"] * 4
+    assert told[2].endswith(f"queue {QUEUE}: server: online, {PILOTS} pilots wanted")
+    assert told[3].endswith(f"queue {QUEUE}: backend local: it answers")
     path = program.folder / "harvester.toml"
     path.write_text(path.read_text().replace("kill_grace_s", "kil_grace_s"))
     process = program.popen("check")

@@ -13,7 +13,7 @@ from typing import Any, Optional
 import pytest
 
 from common.errors import ErrorCode, PilotageError
-from common.wire import OutputPattern
+from common.wire import OutputPattern, ProcessWhen, SideProcess
 from pilot.container import ContainerSettings, diagnose_container_failure
 from pilot.outputs import collect_outputs
 from pilot.payload import (
@@ -198,3 +198,28 @@ def test_real_apptainer_payload_gets_the_time_to_end_itself(slot: Slot, folder: 
     process.kill("drain", grace_s=20)
     end = process.wait(15)
     assert end.killed == "drain" and (folder.work / "saved").exists()
+
+
+def test_real_apptainer_runs_processes_around_the_payload_and_its_set_up(slot: Slot, folder: JobFolder) -> None:
+    """They see the image, the payload's folder and environment, the set-up's variables, and how the payload ended."""
+    words = "echo {} $RELEASE $PILOTAGE_JOB_ID ${{PILOTAGE_EXIT_CODE:-none}} $(test -e /host && echo host) >> order"
+    processes = [
+        SideProcess(command=["sh", "-c", words.format("before")], when=ProcessWhen.BEFORE),
+        SideProcess(
+            command=["sh", "-c", "trap 'exit 0' TERM; touch up; while :; do sleep 0.1; done"], when=ProcessWhen.BESIDE
+        ),
+        SideProcess(command=["sh", "-c", words.format("after")], when=ProcessWhen.AFTER),
+    ]
+    payload = "while [ ! -e up ]; do sleep 0.1; done; echo payload >> order; exit 5"
+    setup = "RELEASE=24; export RELEASE"
+    end = slot.run(folder, command=["sh", "-c", payload], processes=processes, setup=setup)
+    assert (folder.work / "order").read_text() == "before 24 1 none\npayload\nafter 24 1 5\n"
+    assert end.exit_code == 5 and end.error is ErrorCode.PAYLOAD_FAILED
+    assert [side.failed for side in end.sides] == [False, False, False]
+
+
+def test_real_apptainer_runs_a_transformation(slot: Slot, folder: JobFolder, tmp_path: Path) -> None:
+    program = tmp_path / "fit"
+    program.write_text("#!/bin/sh\necho fit $*\n")
+    end = slot.run(folder, transformation=program, command=["--seed", "{counter}"], counters=[3])
+    assert end.ok and folder.stdout.read_text() == "fit --seed 3\n"

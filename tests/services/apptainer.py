@@ -27,6 +27,7 @@ HOST_PACKAGES = (
 SUITE = "sid"
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 MULTIARCH = "x86_64-linux-gnu"
+PROGRAM = Path("usr/bin/apptainer")
 BUNDLED_LIBC = Path("/usr/local/lib/apptainer-glibc")
 LIBC_FILES = (
     "ld-linux-x86-64.so.2",
@@ -68,7 +69,7 @@ def install() -> Apptainer:
     """The Apptainer on PATH, installed when missing; raises ServiceUnavailable."""
     binary = shutil.which("apptainer")
     if binary is None:
-        _install_from_debian()
+        install_into(Path("/"))
         binary = shutil.which("apptainer")
         if binary is None:
             raise ServiceFailed("apptainer was installed to /usr/bin, which is not on PATH")
@@ -77,14 +78,18 @@ def install() -> Apptainer:
     return Apptainer(binary, ("--userns",) if os.geteuid() == 0 else ())
 
 
-def _install_from_debian() -> None:
+def install_into(root: Path) -> None:
+    """Put Apptainer into the tree at ``root``: this machine's own, or another one of a Debian release.
+
+    Raises ServiceUnavailable.
+    """
     demand_apt("apptainer")
     if platform.machine() != "x86_64" or not Path(KEYRING).exists():
         raise ServiceUnavailable("apptainer is not installed, and its package for this machine is unknown: install it")
     mirror = debian_mirror()
     install_packages("apptainer", HOST_PACKAGES)
     with install_lock(), tempfile.TemporaryDirectory(prefix="pilotage-apptainer-") as name:
-        if shutil.which("apptainer") is not None:  # a run beside this one was faster
+        if (root / PROGRAM).exists():  # a run beside this one was faster
             return
         folder = Path(name)
         folder.chmod(0o755)
@@ -93,8 +98,8 @@ def _install_from_debian() -> None:
         for package, tree in trees.items():
             tree.mkdir()
             unpack(packages[package], tree)
-        _bundle_libc(trees["libc6"])
-        _copy_program(trees["apptainer"])
+        _bundle_libc(trees["libc6"], root)
+        _copy_program(trees["apptainer"], root)
 
 
 def debian_mirror(sources: Path = Path("/etc/apt")) -> str:
@@ -131,26 +136,27 @@ def _download(folder: Path, mirror: str) -> dict[str, Path]:
     return {name: next(folder.glob(f"{name}_*.deb")) for name in names}
 
 
-def _bundle_libc(tree: Path) -> None:
-    BUNDLED_LIBC.mkdir(parents=True, exist_ok=True)
+def _bundle_libc(tree: Path, root: Path) -> None:
+    target = root / BUNDLED_LIBC.relative_to("/")
+    target.mkdir(parents=True, exist_ok=True)
     for name in LIBC_FILES:
-        shutil.copy2(tree / "usr/lib" / MULTIARCH / name, BUNDLED_LIBC / name)
+        shutil.copy2(tree / "usr/lib" / MULTIARCH / name, target / name)
 
 
-def _copy_program(tree: Path) -> None:
+def _copy_program(tree: Path, root: Path) -> None:
     """Point the two dynamic programs at the bundled libc and copy all to where Apptainer looks for its parts."""
-    program, parts = Path("usr/bin/apptainer"), Path("usr/lib") / MULTIARCH / "apptainer"
-    for binary in (tree / program, tree / parts / "bin/starter"):
+    parts = Path("usr/lib") / MULTIARCH / "apptainer"
+    for binary in (tree / PROGRAM, tree / parts / "bin/starter"):
         interpreter = BUNDLED_LIBC / LIBC_FILES[0]
         search = f"{BUNDLED_LIBC}:/usr/lib/{MULTIARCH}"
         run(["patchelf", "--set-interpreter", interpreter, "--set-rpath", search, binary])
     for folder in (Path("etc/apptainer"), parts):
-        shutil.copytree(tree / folder, "/" / folder, symlinks=True, dirs_exist_ok=True)
-    Path("/var/lib/apptainer/mnt/session").mkdir(parents=True, exist_ok=True)
-    # The program comes last and in one step: its presence on PATH says that the installation is whole.
-    fresh = Path("/usr/bin/.apptainer.new")
-    shutil.copy2(tree / program, fresh)
-    fresh.rename("/usr/bin/apptainer")
+        shutil.copytree(tree / folder, root / folder, symlinks=True, dirs_exist_ok=True)
+    (root / "var/lib/apptainer/mnt/session").mkdir(parents=True, exist_ok=True)
+    # The program comes last and in one step: its presence says that the installation is whole.
+    fresh = root / PROGRAM.with_name(".apptainer.new")
+    shutil.copy2(tree / PROGRAM, fresh)
+    fresh.rename(root / PROGRAM)
 
 
 @pytest.fixture(scope="session")

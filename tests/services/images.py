@@ -116,6 +116,13 @@ def busybox_image(apptainer: Apptainer, services_folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def busybox_sif(apptainer: Apptainer, busybox_image: Path, services_folder: Path) -> Path:
+    """``busybox_image`` packed into a SIF file."""
+    require(demand_fuse)
+    return apptainer.build_sif(busybox_image, services_folder / "busybox.sif")
+
+
+@pytest.fixture(scope="session")
 def python_image(apptainer: Apptainer, services_folder: Path) -> Path:
     """An image folder in which ``python3 -c 'import uproot'`` works, with numpy, awkward, bash and coreutils."""
     return require(lambda: build_python(services_folder / "python"))

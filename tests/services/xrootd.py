@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import struct
+import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -17,6 +18,8 @@ from tests.services.install import install_packages, missing, state_of
 USER = "xrootd"
 COMMANDS = ("xrootd", "gcc")
 PACKAGES = ("xrootd-server", "xrootd-server-plugins", "xrootd-client", "xrootd-plugins", "gcc", "libc6-dev")
+NODE_PYTHON = "/usr/bin/python3"
+"""The distribution's own Python: what a pilot on this machine gets to run on, as on a worker node."""
 SHIM_SOURCE = Path(__file__).with_name("lo_bind.c")
 HANDSHAKE = struct.pack("!5i", 0, 0, 0, 4, 2012)  # XRootD protocol specification: initial handshake
 HANDSHAKE_ANSWER = struct.pack("!hhi", 0, 0, 8)  # stream 0, status ok, 8 bytes follow
@@ -35,6 +38,12 @@ def install() -> None:
             raise ServiceFailed(f"packages {' '.join(PACKAGES)} brought no {' '.join(missing(COMMANDS))}")
 
 
+def install_bindings() -> None:
+    """Give the distribution's own Python XRootD's bindings, as a worker node has them; raises ServiceUnavailable."""
+    if subprocess.run([NODE_PYTHON, "-c", "import XRootD.client"], capture_output=True).returncode != 0:
+        install_packages("xrootd-bindings", ["python3-xrootd"])
+
+
 def compile_shim(folder: Path) -> Path:
     """Compile the shim that turns any-address binds into loopback binds; returns the shared object."""
     target = folder / "lo_bind.so"
@@ -45,10 +54,11 @@ def compile_shim(folder: Path) -> Path:
 class XrootdServer(Service):
     """An XRootD server on loopback that serves ``data`` as ``/``, readable and writable by anybody.
 
-    ``extra_config`` holds lines added to the configuration (further protocols, security).
+    ``extra_config`` holds lines added to the configuration (further protocols, security); ``around`` are the words of a
+    command that runs the server.
     """
 
-    def __init__(self, folder: Path, extra_config: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, extra_config: Sequence[str] = (), around: Sequence[str | Path] = ()) -> None:
         folder.mkdir()
         self.port = free_port()
         self.data = folder / "data"
@@ -63,7 +73,7 @@ class XrootdServer(Service):
         server = ["env", f"LD_PRELOAD={compile_shim(folder)}", "xrootd", *options]
         super().__init__(
             "xrootd",
-            [*switch_to(USER), *server],
+            [*around, *switch_to(USER), *server],
             folder / "log",
             self._answers_handshake,
             env={**os.environ, "HOME": str(admin)},
@@ -127,3 +137,9 @@ def xrootd(services_folder: Path) -> Iterator[XrootdServer]:
         yield server
     finally:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def node_bindings() -> None:
+    """XRootD's bindings for the distribution's own Python."""
+    require(install_bindings)

@@ -26,6 +26,9 @@ from common.wire import (
     AcquireRequest,
     AssignedUnit,
     Assignment,
+    CredentialKind,
+    CredentialReply,
+    CredentialRequest,
     FinishReply,
     FinishRequest,
     HeartbeatReply,
@@ -33,6 +36,8 @@ from common.wire import (
     Instruction,
     JobInstruction,
     OutputDestination,
+    PeekAnswer,
+    PeekOrder,
     PilotEnd,
     PilotGrant,
     PilotRegistration,
@@ -94,6 +99,7 @@ class FakeServer:
         self.faults: dict[str, list[str]] = {}
         self.down = False
         self.drain = False
+        self.gives_ahead = True
         self.calls: Counter[str] = Counter()
         self.instructions: dict[int, Instruction] = {}
         self.heartbeats: list[HeartbeatRequest] = []
@@ -101,6 +107,8 @@ class FakeServer:
         self.new_token: Optional[str] = None
         self.sandboxes: dict[str, bytes] = {}
         self.logs: dict[int, bytes] = {}
+        self.peeks: list[PeekOrder] = []
+        self.shown: dict[int, PeekAnswer] = {}
         self.changed = threading.Condition()
 
     def connection(self, secret: str = SECRET) -> Connection:
@@ -167,6 +175,8 @@ class FakeServer:
         def free() -> list[FakeJob]:
             return [job for job in self.jobs.values() if job.pilot_id is None]
 
+        if request.ahead and not self.gives_ahead:
+            return AcquireReply()
         self.changed.wait_for(lambda: free() or self.drain, request.wait_s)
         for job in free()[: request.max_jobs]:
             job.pilot_id, job.request_id, job.acquired = pilot.pilot_id, request.request_id, time.monotonic()
@@ -180,7 +190,13 @@ class FakeServer:
         for report in request.jobs:
             job = self.jobs[report.job_id]
             job.states.append(report.state)
-            told.append(JobInstruction(report.job_id, self.instructions.get(report.job_id, Instruction.CONTINUE)))
+            told.append(
+                JobInstruction(
+                    report.job_id,
+                    self.instructions.get(report.job_id, Instruction.CONTINUE),
+                    peeks=[order for order in self.peeks if order.peek_id not in self.shown],
+                )
+            )
         if self.new_token is not None:
             pilot.token, self.new_token = self.new_token, None
         return HeartbeatReply(told, self.settings.heartbeat_s, pilot.token, drain=self.drain)
@@ -197,6 +213,9 @@ class FakeServer:
         if request.request_id not in job.more:
             job.more[request.request_id] = [self.more_units.pop(0)] if self.more_units else []
         return UnitsAcquireReply(job.more[request.request_id])
+
+    def credentials(self, request: CredentialRequest) -> CredentialReply:
+        return CredentialReply(kind=CredentialKind.AMBIENT, covers=request.urls, ambient=not request.payload)
 
     def record(self, token: Optional[str], job_id: int, request: RecordRequest) -> RecordReply:
         job = self.held(token, job_id)
@@ -265,11 +284,17 @@ class Connection:
     def finish(self, job_id: int, request: FinishRequest) -> FinishReply:
         return self._fake.serve("finish", lambda: self._fake.finish(self.token, job_id, request))
 
+    def credentials(self, request: CredentialRequest) -> CredentialReply:
+        return self._fake.serve("credentials", lambda: self._fake.credentials(request))
+
     def sandbox(self, sha256: str) -> bytes:
         return self._fake.serve("sandbox", lambda: self._fake.sandbox(sha256))
 
     def keep_log(self, job_id: int, archive: bytes) -> None:
         self._fake.serve("keep_log", lambda: self._fake.logs.__setitem__(job_id, archive))
+
+    def answer_peek(self, job_id: int, peek_id: int, answer: PeekAnswer) -> None:
+        self._fake.serve("answer_peek", lambda: self._fake.shown.__setitem__(peek_id, answer))
 
     def end(self, pilot_id: int, request: PilotEnd) -> None:
         self._fake.serve("end", lambda: self._fake.end(self.token, pilot_id, request))

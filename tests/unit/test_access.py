@@ -23,8 +23,8 @@ from server.store.migrate import upgrade
 from server.store.schema import worker
 from tests.integration.server.harness import Refused, Site, stage
 
-CREDENTIALS = ("none", "user", "production", "admin", "harvester", "outside_worker", "pilot", "worker")
-NAMED = ("user", "production", "admin", "harvester", "outside_worker")
+NAMED = ("user", "production", "admin", "harvester", "outside_worker", "foreign_pilot")
+CREDENTIALS = ("none", *NAMED, "pilot", "worker")
 IDS = [f"{route.method} {route.path}" for route in ROUTES]
 
 
@@ -77,6 +77,8 @@ PEOPLE = ("user", "production", "admin")
 WHO = {
     ("GET", "/healthz"): {"anybody"},
     ("GET", "/v1/openapi.json"): {"anybody"},
+    ("GET", "/.well-known/openid-configuration"): {"anybody"},
+    ("GET", "/v1/jwks"): {"anybody"},
     ("GET", "/v1/login"): {"anybody"},
     ("POST", "/v1/login"): {"anybody"},
     ("POST", "/v1/login:renew"): {"anybody"},
@@ -90,12 +92,26 @@ WHO = {
     ("POST", "/v1/projects/{project_id}/files:reserve"): {*PEOPLE, "outside_worker"},
     ("POST", "/v1/projects/{project_id}/files:release"): {*PEOPLE, "outside_worker"},
     ("GET", "/v1/jobs/{job_id}/log"): {"user", "production", "admin"},
+    ("POST", "/v1/jobs/{job_id}/peeks"): {"user", "production", "admin"},
+    ("GET", "/v1/jobs/{job_id}/peeks/{peek_id}"): {"user", "production", "admin"},
     ("GET", "/v1/bans"): {"admin"},
     ("GET", "/v1/revocations"): {"admin"},
+    ("GET", "/v1/imports/cric"): {"admin"},
     ("POST", "/v1/pilots"): {"worker"},
+    ("GET", "/v1/pilots/{pilot_id}"): {"user", "production", "admin"},
     ("GET", "/v1/pilots/{pilot_id}/why"): {"user", "production", "admin"},
     ("POST", "/v1/workers:report"): {"harvester"},
+    ("POST", "/v1/workers:acquire"): {"harvester"},
+    ("POST", "/v1/direct:acquire"): {"harvester"},
+    ("POST", "/v1/direct:report"): {"harvester"},
+    ("POST", "/v1/direct/proxies:sign"): {"harvester"},
+    ("GET", "/v1/direct/{mark}/inputs"): {"harvester"},
+    ("PUT", "/v1/direct/{mark}/results"): {"harvester"},
     ("GET", "/v1/queues/{name}/demand"): {"harvester", "admin"},
+    ("POST", "/v1/probes"): {"admin"},
+    ("POST", "/v1/harvesters/{name}/commands"): {"admin"},
+    ("GET", "/v1/harvesters/{name}/commands"): {"harvester", "admin"},
+    ("POST", "/v1/harvesters/{name}/commands/{command_id}:done"): {"harvester"},
 }
 
 

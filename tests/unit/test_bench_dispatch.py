@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import threading
 import time
@@ -14,11 +15,11 @@ import pytest
 from sqlalchemy import Column, Integer, MetaData, Table
 
 from common.config import load_config
-from common.wire import AcquireRequest, HeartbeatRequest, Offer, RecordRequest
+from common.wire import AcquireRequest, HeartbeatRequest, Measured, Offer, RecordRequest
 from server.bench import open_loop, report
 from server.bench.closed_loop import ClosedLoop
-from server.bench.fill import share_tree
-from server.bench.lives import CLAIM, HEARTBEAT
+from server.bench.fill import share_tree, stage_of
+from server.bench.lives import CLAIM, HEARTBEAT, Book
 from server.bench.messages import Claims, Go, Result, Target, World
 from server.bench.open_loop import OpenLoop, arrivals, beating_order
 from server.bench.profiles import judge_backlog
@@ -26,7 +27,8 @@ from server.bench.programs import toml_of
 from server.bench.report import Report, latencies, milliseconds
 from server.bench.requests import METRICS_BYTES, acquire_renderer, heartbeat_renderer, record_renderer
 from server.bench.wire import Broken, Connection
-from server.config import ServerConfig
+from server.config import Knobs, ServerConfig
+from server.engine.sizing import SlotSize, job_bounds
 from server.store.bulk import Unfilled, check_columns
 
 Answer = Callable[[bytes], bytes]
@@ -228,6 +230,19 @@ def test_latency_counts_from_the_moment_that_was_fixed_in_advance(serve: Callabl
     assert max(result.backlog) > 10
 
 
+def test_an_idle_connection_that_the_server_closed_is_made_anew_and_no_error(serve: Callable[[Answer], Target]) -> None:
+    order = world(serve(lambda _: ok(b'{"jobs":[{"job_id":1}]}')))
+    loop, book = OpenLoop(order), Book()
+    for idle in list(loop._free):
+        idle.sock.shutdown(socket.SHUT_RDWR)
+        loop._answered(idle, 0.0, book)
+    assert book.result(0.0, 0.0, []).errors == 0
+    result = loop.run(Go(0.0))
+    assert (result.errors, result.examples) == (0, [])
+    assert len(latencies([result], HEARTBEAT)) == len(arrivals(order)[0])
+    assert len(loop._connections) == len(loop._free) == order.connections
+
+
 def test_a_forgotten_job_is_an_error(serve: Callable[[Answer], Target]) -> None:
     forgotten = ok(b'{"jobs":[{"job_id":1,"instruction":"unknown"}]}')
     result = OpenLoop(world(serve(lambda _: forgotten), seconds=0.1)).run(Go(0.0))
@@ -314,3 +329,11 @@ def test_a_column_that_the_filling_does_not_know_is_named() -> None:
         check_columns(table, {"id": 1})
     with pytest.raises(Unfilled, match="gone"):
         check_columns(table, {"id": 1, "new": 1, "gone": 1})
+
+
+def test_a_job_takes_one_unit_also_when_its_task_was_measured_amid_the_run() -> None:
+    """Lives confirm the one unit that they know of: the others came back, and were counted as given twice."""
+    stage = stage_of(0, [], random.Random(1))
+    slot = SlotSize(disk_mb=100_000, wall_s=86_400.0, core_power=10.0, cpu_efficiency=0.9)
+    measured = Measured(round=1, jobs=100, cpu_per_event=1.0, memory_per_core_mb=500.0, out_kb_per_event=1.0)
+    assert [job_bounds(stage, each, slot, Knobs()).limit for each in (None, measured)] == [1, 1]

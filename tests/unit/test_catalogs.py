@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,9 +14,11 @@ import msgspec
 import pytest
 
 from common.config import ConfigError
-from server.catalogs import file_list
+from server.catalogs import file_list, rucio_listing
 from server.catalogs.base import Catalog, CatalogUnavailable, UnknownDataset
 from server.catalogs.file_list import FileListCatalog, FileListOptions
+from server.catalogs.rucio_listing import Entry, Listing, Listings, TooMany
+from server.catalogs.rucio_places import read_rse
 from server.config import ServerConfig
 from server.plugins import Plugins
 
@@ -174,3 +177,52 @@ def test_a_server_that_does_not_answer_may_answer_later() -> None:
 def test_a_wrong_section_is_told_at_the_start(section: str, table: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         Plugins(msgspec.convert({section: {"x": table}}, ServerConfig))
+
+
+def test_a_list_of_rucio_is_paged_from_a_file_and_eats_no_memory() -> None:
+    entries = (Entry("test", f"file.{number:08}", 1000, "0cc737eb", 10) for number in range(200_000))
+    tracemalloc.start()
+    listing = Listing("test:ds", frozenset())
+    listing.fill(entries)
+    first, there = listing.page(0, 1000)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 2_000_000
+    assert (len(first), first[-1].name, there is not None) == (1000, "file.00000999", True)
+    last, end = listing.page(there or 0, 200_000)
+    assert (len(last), end) == (199_000, None)
+
+
+def test_lists_that_nobody_asks_for_any_more_are_let_go_and_others_wait_for_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rucio_listing, "MOST", 1)
+    listings = Listings()
+    name = listings.begin(lambda: Listing("a", frozenset()))
+    assert listings.get(name, "another query") is None
+    with pytest.raises(TooMany, match="this one waits"):
+        listings.begin(lambda: Listing("b", frozenset()))
+    held = listings.get(name, "a")
+    assert held is not None
+    held.touched -= rucio_listing.FORSAKEN_S + 1
+    assert listings.begin(lambda: Listing("b", frozenset()))
+    assert held.file.closed
+
+
+@pytest.mark.parametrize(
+    ("prefix", "url", "path"),
+    [
+        ("//rucio/", "root://host:1094//rucio/test/aa/bb/f", "test/aa/bb/f"),
+        ("/", "root://host:1094//test/f", "test/f"),
+        ("/dav/x", "davs://host/dav/x/f?authz=secret", "f"),
+        ("/pnfs/d/", "srm://host:8443/srm/managerv2?SFN=/pnfs/d/f", "f"),
+        ("/rucio/", "root://host//elsewhere/f", None),
+        ("/rucio/", "root://host//rucio/../etc/passwd", None),
+        ("/rucio/", "root://host//rucio/%2e%2e/f", None),
+        ("/rucio/", "root://host//rucio/", None),
+        ("/rucio/", "root://host//rucioother/f", None),
+    ],
+)
+def test_the_path_of_a_replica_is_what_its_url_has_below_the_prefix(prefix: str, url: str, path: str | None) -> None:
+    protocols = [{"scheme": url.partition(":")[0], "hostname": "host", "port": 1, "prefix": prefix, "domains": {}}]
+    assert read_rse({"rse": "X", "protocols": protocols}, {}).path(url) == path

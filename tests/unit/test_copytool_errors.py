@@ -41,7 +41,7 @@ def test_plugin_is_found_by_its_entry_point(monkeypatch: pytest.MonkeyPatch) -> 
     found: Any = [entry] if sys.version_info >= (3, 10) else {"pilotage.copytools": [entry]}
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda **group: found)
     assert isinstance(load_copytool("tape"), file_tool.FileCopytool)
-    with pytest.raises(PilotageError, match="this pilot knows file, tape, xrootd"):
+    with pytest.raises(PilotageError, match="this pilot knows file, .*tape, xrootd"):
         load_copytool("disc")
 
 

@@ -77,14 +77,29 @@ def candidates(draw: st.DrawFn) -> list[Candidate]:
         tags=st.sampled_from([[], ["el9"]]),
     ),
     faulty=st.sets(st.integers(1, 12), max_size=3),
+    late=st.sets(st.integers(1, 12), max_size=6),
+    leaving=st.sets(st.integers(1, 12), max_size=3),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=400, deadline=None)
 def test_the_arrangement_finds_what_matching_one_by_one_finds(
-    given: list[Candidate], used: dict[str, float], offer: Offer, faulty: set[int]
+    given: list[Candidate],
+    used: dict[str, float],
+    offer: Offer,
+    faulty: set[int],
+    late: set[int],
+    leaving: set[int],
 ) -> None:
     buckets = Buckets()
     for each in given:
-        buckets.put(each)
+        if each.bucket_id not in late:
+            buckets.put(each)
+    buckets.find(Slot(QUEUE, offer), Moment(WORLD, NOW), ShareUse(SHARES, used), 100)  # it learns from each search
+    for each in given:
+        if each.bucket_id in late:
+            buckets.put(each)
+    for number in leaving:
+        buckets.remove(number)
+    given = [each for each in given if each.bucket_id not in leaving]
     moment = Moment(WORLD, NOW, {number: {"HERE": SiteFaults(1, NOW + 5)} for number in faulty})
     slot = Slot(QUEUE, offer)
     expected, _ = match(given, slot, moment, service_order(SHARES, used))
@@ -167,3 +182,14 @@ def test_the_share_that_claimed_least_comes_first() -> None:
         taken.append(share)
     # a against b two to one; within a, a1 against a2 one to three
     assert {share: taken.count(share) for share in set(taken)} == {"a1": 2, "a2": 6, "b": 4}
+
+
+def test_what_is_urgent_and_far_comes_before_what_is_near_also_when_it_came_later() -> None:
+    buckets = Buckets()
+    buckets.put(bucket(1, 1, locations=("D0",)))
+    assert find(buckets) == [1]
+    buckets.put(bucket(2, 2, locations=("D10",), priority=2500.0))
+    assert find(buckets) == [2, 1]
+    buckets.put(bucket(3, 3, locations=("D10",)))
+    buckets.remove(2)
+    assert find(buckets) == [1, 3]

@@ -15,6 +15,7 @@ from common.states import CLAIMABLE_TASK_STATES, ResourceState, TaskState
 from common.wire import (
     Downtime,
     Endpoint,
+    ForeignTerms,
     Gpu,
     GpuRequest,
     Offer,
@@ -81,6 +82,8 @@ class Situation:
     queue_remote_io: bool = False
     reserved: bool = False
     probe: bool = False
+    foreign: ForeignTerms | None = None
+    secrets: tuple[str, ...] = ()
 
     def world(self) -> World:
         return World(
@@ -92,7 +95,15 @@ class Situation:
 
     def slot(self) -> Slot:
         gpu = Gpu("NVIDIA", "Tesla T4", 16_000)
-        offer = Offer(cores=8, memory_mb=16_000, disk_mb=10_000, wall_s=7200, gpus=[gpu, gpu], tags=list(self.tags))
+        offer = Offer(
+            cores=8,
+            memory_mb=16_000,
+            disk_mb=10_000,
+            wall_s=7200,
+            gpus=[gpu, gpu],
+            tags=list(self.tags),
+            foreign=self.foreign,
+        )
         times = [] if self.downtime is None else [Downtime(*(NOW + each for each in self.downtime), reason="works")]
         queue = QueueSpec(
             name="Q",
@@ -137,7 +148,9 @@ class Situation:
             owner=self.owner,
             sites=frozenset(self.sites),
             scouting=None if self.scouts is None else Scouting(self.scouts),
-            spec=StageSpec(name="s", input=SingleInput(), remote_io=self.remote_io, probe=self.probe),
+            spec=StageSpec(
+                name="s", input=SingleInput(), remote_io=self.remote_io, probe=self.probe, secrets=list(self.secrets)
+            ),
         )
 
     def refusal(self) -> tuple[str, str] | None:
@@ -184,6 +197,10 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
         {"remote_io": RemoteIo.ALWAYS},
         "the task reads its input from the storage, which queue Q does not allow",
     ),
+    "foreign_pilot": (
+        {"foreign": ForeignTerms(max_core_mb=99), "secrets": ("x",)},
+        "the task has secrets, which only our own pilots handle",
+    ),
     "cores": ({"cores": 9}, "the job needs 9 cores, the slot has 8"),
     "memory": ({"memory_mb": 16_001}, "the job needs 16001 MB of memory, the slot has 16000"),
     "disk": ({"disk_mb": 10_001}, "the job needs 10001 MB of disk, input included, the slot has 10000"),
@@ -192,6 +209,10 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     "gpus": (
         {"gpus": GpuRequest(count=3, vendor="NVIDIA", model="T4", memory_mb=8000)},
         "the job needs 3 GPUs (NVIDIA T4 with 8000 MB), the slot has 2 such",
+    ),
+    "resource_type": (
+        {"foreign": ForeignTerms(min_core_mb=50, max_core_mb=99)},
+        "the job needs 1000 MB of memory a core, the pilot asks for jobs with 50 to 99",
     ),
     "merge": ({"min_units": 11}, "the merge waits for 11 files, 10 are ready"),
     "scouts": ({"scouts": 0}, "its scouts are out: the rest waits until they have measured what it needs"),
@@ -249,6 +270,7 @@ def test_the_first_filter_that_says_no_is_the_answer(first: str, second: str) ->
         {"faults": ("ELSEWHERE", 8.0)},
         {"container": True},
         {"container": True, "trusted": False},
+        {"trusted": False, "tags": ("el9", "payload-users")},
         {"storage": ResourceState.DRAINING},
         {"wall_s": 0},
         {"wanted_tags": ()},

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 
+from common.placeholders import JobFacts, expand, facts_of, fill_in
 from common.wire import (
     AssignedFile,
     AssignedUnit,
@@ -14,10 +15,13 @@ from common.wire import (
     FilesInput,
     Needs,
     OutputPattern,
+    ProcessSpec,
+    ProcessWhen,
     SecondaryInput,
     StageSpec,
+    Transformation,
 )
-from server.engine.placeholders import JobFacts, expand, facts_of, has_placeholders, placeholder_problems
+from server.engine.placeholders import has_placeholders, placeholder_problems
 
 FACTS = JobFacts(
     task_id=12,
@@ -72,7 +76,7 @@ def test_facts_come_from_what_the_pilot_is_told() -> None:
     assert facts_of(assignment(AssignedUnit(1, 0, counter=9), AssignedUnit(2, 1, counter=10, events=5))).events is None
 
 
-def spec(command: list[str], **more: Any) -> StageSpec:
+def spec(command: Optional[list[str]], **more: Any) -> StageSpec:
     more.setdefault("input", CounterInput(1))
     return StageSpec(name="s", command=command, **more)
 
@@ -110,3 +114,32 @@ def test_what_is_the_payloads_own_is_left_alone(stage: StageSpec) -> None:
 def test_a_stage_without_a_per_cent_sign_costs_nothing() -> None:
     assert not has_placeholders(spec(["run", "{inputs}"]))
     assert has_placeholders(spec(["run"], environment={"A": "%IN"}))
+
+
+def test_placeholders_reach_transformations_and_processes_too() -> None:
+    process = ProcessSpec(command=["check", "%IN"], when=ProcessWhen.BEFORE)
+    program = Transformation(url="https://x.example/run.sh", parameters=["%RNDM:5"])
+    task = spec(None, transformation=program, processes=[process], input=FilesInput())
+    assert has_placeholders(task) and list(placeholder_problems(task)) == []
+    made = Assignment(
+        job_id=1,
+        task_id=2,
+        workflow_id=3,
+        stage="s",
+        scope="u",
+        units=[AssignedUnit(1, 3, file=AssignedFile("u:a"))],
+        requirements=Needs(),
+        transformation=program,
+        processes=[process],
+        environment={"N": "%RNDM:1"},
+    )
+    fill_in(made)
+    assert made.transformation is not None and made.transformation.parameters == ["8"]
+    assert made.processes[0].command == ["check", "a"] and made.environment == {"N": "4"}
+    assert program.parameters == ["%RNDM:5"], "the stage itself stays as it is"
+
+
+def test_an_unsupported_placeholder_of_a_process_is_named_with_its_place() -> None:
+    process = ProcessSpec(command=["check", "%DB"], when=ProcessWhen.AFTER)
+    problems = dict(placeholder_problems(spec(["run"], processes=[process])))
+    assert list(problems) == ["processes[0].command[1]"]

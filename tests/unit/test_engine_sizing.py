@@ -211,8 +211,8 @@ def test_a_raised_unit_sorts_behind_all_that_failed_less_often(a: int, b: int, f
 # ---------------------------------------------------------------- job sizing
 
 
-def spec(**more: Any) -> StageSpec:
-    more.setdefault("requirements", Requirements(cores=2, memory_mb=3000, disk_mb=700))
+def spec(disk_mb: int = 700, **more: Any) -> StageSpec:
+    more.setdefault("requirements", Requirements(cores=2, memory_mb=3000, disk_mb=disk_mb))
     return StageSpec(name="s", input=SingleInput(), command=["true"], **more)
 
 
@@ -228,7 +228,7 @@ def test_until_something_is_measured_a_job_takes_one_unit_beside_the_disk_that_w
 
 def test_a_measured_job_fills_the_slot() -> None:
     """W >= cpuTime * n / (C * P * eff) + base: 3600 s * 2 * 10 * 0.5 / 90 = 400 events with the margin, 600 without."""
-    found = job_bounds(spec(), MEASURED, SLOT, KNOBS)
+    found = job_bounds(spec(disk_mb=900), MEASURED, SLOT, KNOBS)
     assert found == Bounds(
         limit=200, disk_mb=9700, spare_mb=512, out_kb_per_event=2048.0, max_events=600, aim_events=400
     )
@@ -287,12 +287,22 @@ def test_a_payload_that_needs_no_cpu_time_is_bound_by_disk_and_number_only() -> 
 
 
 def test_the_smallest_job_needs_what_was_measured() -> None:
-    needs = needed(spec(), MEASURED, KNOBS, events=100)
+    needs = needed(spec(disk_mb=900), MEASURED, KNOBS, events=100)
     assert (needs.memory_mb, needs.disk_mb) == (1000, 512 + 300)
     assert needed(spec(), MEASURED, KNOBS, events=1000).disk_mb == 2000 + 300
     knobs = structs.replace(KNOBS, sizing_base_memory_mb=250.0)
     assert needed(spec(), MEASURED, knobs).memory_mb == 1250
     assert needed(spec(), None, KNOBS) == spec().requirements
+
+
+@pytest.mark.parametrize(("asked_mb", "work_mb"), [(50, 1.0), (700, 300.0), (512, 0.0), (0, 0.0)])
+def test_a_task_does_not_measure_itself_out_of_the_disk_that_its_jobs_ran_in(asked_mb: int, work_mb: float) -> None:
+    """It did: half a GB for output that nobody writes was more than queue and user had meant, and the rest waited for ever."""
+    measured = structs.replace(MEASURED, out_kb_per_event=1.0, work_mb=work_mb)
+    task = spec(disk_mb=asked_mb)
+    assert needed(task, measured, KNOBS).disk_mb <= max(asked_mb, 1)
+    slot = replace(SLOT, disk_mb=asked_mb + 20)
+    assert len(prefix(units(10, 10), job_bounds(task, measured, slot, KNOBS))) >= 1
 
 
 def test_what_is_fixed_is_not_changed() -> None:
@@ -306,7 +316,8 @@ def test_what_is_fixed_is_not_changed() -> None:
 def test_a_pilot_is_never_told_less_than_the_user_asked_for() -> None:
     assert told(spec(), MEASURED, KNOBS).memory_mb == 3000
     assert told(spec(), structs.replace(MEASURED, memory_per_core_mb=2000.0), KNOBS).memory_mb == 4000
-    assert told(spec(), MEASURED, KNOBS).disk_mb == 1.5 * (512 + 300)
+    assert told(spec(disk_mb=900), MEASURED, KNOBS).disk_mb == 1.5 * (512 + 300)
+    assert told(spec(), MEASURED, KNOBS).disk_mb == 700
     assert told(spec(), MEASURED, KNOBS, events=1000).disk_mb == 1.5 * (2000 + 300), "of all its events"
     assert told(spec(fixed=[Fixed.DISK]), MEASURED, KNOBS, events=1000).disk_mb == 700
     assert told(spec(), None, KNOBS, events=1000) == spec().requirements
@@ -331,7 +342,7 @@ def test_wall_time_of_the_smallest_job() -> None:
 def test_a_sized_job_obeys_both_formulas(
     cpu: float, out: float, cores: int, power: float, disk_mb: int, wall_s: int, rows: list[tuple[int, int]]
 ) -> None:
-    task = spec(requirements=Requirements(cores=cores, memory_mb=1, disk_mb=0))
+    task = spec(requirements=Requirements(cores=cores, memory_mb=1, disk_mb=900))
     measured = structs.replace(MEASURED, cpu_per_event=cpu, out_kb_per_event=out)
     slot = SlotSize(disk_mb, wall_s, power, 0.9)
     found = [ReadyUnit(n, n, size, events) for n, (size, events) in enumerate(rows)]

@@ -238,3 +238,22 @@ def test_locations_that_can_be_read_without_a_copy() -> None:
     )
     assert there.direct("HOME") == {"DIRECT", "@A", "BOTH"}
     assert "LAN" in there.direct("C")
+
+
+def test_a_pilot_is_told_only_of_what_it_can_read_now() -> None:
+    down = Downtime(start=100.0, end=200.0, reason="power")
+    there = world(
+        SiteSpec("HOME", distances={"BANNED": NEVER, "NEAR": 20}),
+        storage("NEAR", "X", ResourceState.ONLINE, Endpoint("root://near//d"), Endpoint("https://near/d")),
+        storage("BANNED", "X"),
+        storage("OFF", "X", ResourceState.OFFLINE),
+        StorageSpec(name="DOWN", site="X", endpoints=[Endpoint("root://down//d")], downtimes=[down]),
+    )
+    both = ["root://near//d/a/f", "https://near/d/a/f"]
+    for _ in range(2):  # the second time from what it remembers
+        distance, prefixes = there.reading("NEAR", "HOME")
+        assert (distance, [join_url(each, "/a/f") for each in prefixes]) == (20, both)
+        for name in ("BANNED", "OFF", "GONE"):
+            assert there.reading(name, "HOME") == (NEVER, [])
+        assert there.reading("DOWN", "HOME")[0] == FAR
+    assert there.at(150.0).reading("DOWN", "HOME") == (NEVER, [])

@@ -6,52 +6,20 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from common.clock import FrozenClock
 from common.config import ConfigError
 from common.states import ResourceState, WorkerState
 from common.tokens import hash_secret
 from harvester import config as harvester_config
 from harvester.backends.base import StatusOutcome, SubmitOutcome, SubmitResult, WorkerSpec, fill
-from harvester.backends.fake import FakeBackend, FakeBatchSystem, FakeOptions
+from harvester.backends.fake import FakeBackend
 from harvester.config import QueueConfig
-from harvester.cycle import Outcome
-from harvester.store import Worker
-from tests.harvester_world import QUEUE, FakeServer, config, make_cycle
+from harvester.outcome import Outcome
+from tests.harvester_world import QUEUE, World, config
 
 W = WorkerState
-
-
-class World:
-    """Harvester, its server and its batch system."""
-
-    def __init__(self, folder: Path, pilots: int = 3) -> None:
-        self.clock = FrozenClock()
-        self.server = FakeServer(folder, pilots)
-        self.system = FakeBatchSystem(FakeOptions(start_delay_s=10, run_s=60), self.clock)
-        self.backend = FakeBackend(self.system)
-        self.config = config(folder, lost_after_s=100.0, keep_ended_s=1000.0)
-        self.secrets = folder / "state" / "secrets"
-        self.start()
-
-    def start(self) -> None:
-        """A harvester that has only its files."""
-        self.cycle, self.store = make_cycle(self.config, self.backend, self.server, self.clock)
-
-    def run(self, advance: float = 5.0) -> Outcome:
-        self.clock.advance(advance)
-        return self.cycle.run(threading.Event())
-
-    def states(self) -> dict[str, int]:
-        return {state.value: count for (_, state), count in self.store.counts().items()}
-
-    def only(self) -> Worker:
-        (worker,) = [*self.store.live(), *self.store.ended(10)]
-        return worker
-
-    def close(self) -> None:
-        self.store.close()
 
 
 @pytest.fixture
@@ -87,7 +55,7 @@ def test_the_life_of_workers(world: World) -> None:
 
 def test_a_reason_that_is_the_state_is_not_told_twice(single: World, caplog: pytest.LogCaptureFixture) -> None:
     """A bug: the log said "submitted -> running running"."""
-    caplog.set_level("INFO", "harvester.cycle")
+    caplog.set_level("INFO", "harvester.outcome")
     single.run()
     single.run(10)
     told = [message for message in caplog.messages if "-> running" in message]
@@ -156,7 +124,7 @@ def test_states_wait_until_the_server_is_back(single: World) -> None:
     single.run(10)
     calls = len(single.server.calls)
     single.run(60)
-    assert single.server.calls[calls:] == ["demand"], "a server that is down is asked once in a cycle"
+    assert single.server.calls[calls:] == ["commands"], "a server that is down is asked once in a cycle"
     single.server.down = False
     single.server.pilots = 0
     single.run()
@@ -242,9 +210,8 @@ def test_one_submission_without_an_answer_among_others(world: World) -> None:
     assert done.submitted == 1
     assert any("1 not submitted: too large" in problem for problem in done.problems)
     assert any("1 not submitted: timeout" in problem for problem in done.problems)
-    assert [path.name for path in world.secrets.iterdir()] == [
-        worker.mark for worker in world.store.live([W.SUBMITTING])
-    ]
+    unanswered = {worker.mark for worker in world.store.live([W.SUBMITTING])}
+    assert world.kept_secrets() == unanswered
 
 
 def test_missing_only_after_repeated_denial_and_back_when_it_reappears(single: World) -> None:
@@ -346,6 +313,7 @@ def test_a_planned_worker_without_its_secret_fails_and_is_replaced(single: World
     single.cycle.provision(Outcome())
     for path in single.secrets.iterdir():
         path.unlink()
+    single.start()
     single.run()
     single.run()
     assert single.states() == {"failed": 1, "submitted": 1}
@@ -356,14 +324,16 @@ def test_secrets_of_workers_that_were_never_written_down_are_swept(single: World
     (single.secrets / "stray").write_text("pls_x")
     single.cycle.provision(Outcome())
     single.cycle.sweep()
-    assert [path.name for path in single.secrets.iterdir()] == [single.only().mark]
+    assert single.kept_secrets() == {single.only().mark}
+    assert not (single.secrets / "stray").exists()
 
 
 def test_workers_of_a_queue_that_is_configured_no_more_are_left_alone(single: World) -> None:
     single.run()
-    single.config = config(Path(single.config.state_dir).parent)
-    single.cycle, single.store = make_cycle(single.config, single.backend, single.server, single.clock)
-    single.cycle._backends = {}
+    queues = {"another": QueueConfig()}
+    single.config = msgspec.structs.replace(single.config, queues=queues)
+    single.start()
+    single.server.pilots = 0
     done = single.run()
     assert single.only().state is W.SUBMITTED
     assert any("is not configured any more" in problem for problem in done.problems)

@@ -140,20 +140,41 @@ def test_a_database_of_another_version_is_refused(store: Store, tmp_path: Path, 
 
 def test_secrets_are_files_of_mode_0600(tmp_path: Path) -> None:
     secrets = SecretFiles(tmp_path / "secrets")
-    secrets.write("m1", "pls_s3cret")
-    assert stat.S_IMODE((tmp_path / "secrets" / "m1").stat().st_mode) == 0o600
+    secrets.write({"m1": "pls_s3cret", "m3": "pls_0ther"})
+    (path,) = (tmp_path / "secrets").iterdir()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE((tmp_path / "secrets").stat().st_mode) == 0o700
     assert secrets.read("m1") == "pls_s3cret"
     assert secrets.read("m2") is None
+    again = SecretFiles(tmp_path / "secrets")
+    assert (again.read("m1"), again.read("m3")) == ("pls_s3cret", "pls_0ther")
 
 
-def test_secrets_are_removed_and_swept(tmp_path: Path) -> None:
-    secrets = SecretFiles(tmp_path / "secrets")
-    for mark in ("m1", "m2", "m3"):
-        secrets.write(mark, "pls_s3cret")
+def test_secrets_that_others_may_read_are_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    SecretFiles(tmp_path).write({"m1": "pls_s3cret"})
+    (path,) = tmp_path.iterdir()
+    path.chmod(0o644)
+    assert SecretFiles(tmp_path).read("m1") is None
+    assert "its secrets are lost" in caplog.text
+
+
+def test_a_file_of_secrets_goes_with_the_last_of_them(tmp_path: Path) -> None:
+    secrets = SecretFiles(tmp_path)
+    secrets.write({"m1": "pls_s3cret", "m2": "pls_s3cret"})
     secrets.remove(["m1", "never there"])
+    assert (secrets.read("m1"), len(list(tmp_path.iterdir()))) == (None, 1)
+    secrets.remove(["m2"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_secrets_are_swept(tmp_path: Path) -> None:
+    secrets = SecretFiles(tmp_path)
+    for mark in ("m1", "m2"):
+        secrets.write({mark: "pls_s3cret"})
+    (tmp_path / ".half-written").write_text("pls_")
     secrets.sweep({"m2"})
-    assert [path.name for path in (tmp_path / "secrets").iterdir()] == ["m2"]
+    assert (secrets.read("m1"), secrets.read("m2")) == (None, "pls_s3cret")
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def worker(state: WorkerState, missing_count: int = 0, cancel: bool = False) -> Worker:

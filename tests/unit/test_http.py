@@ -803,3 +803,41 @@ def test_a_dead_proxy_is_unreachable_and_its_password_stays_secret(monkeypatch: 
     with pytest.raises(Unreachable) as caught:
         client("http://pilotage.invalid:8080").call("GET", "/", None, Thing)
     assert "hush" not in str(caught.value)
+
+
+def test_a_file_goes_there_piece_by_piece_and_again_from_its_beginning(serve: Any, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    server = serve((503, {}, b""), (204, {}, b""))
+    for content in (b"x" * 300_000, b""):
+        server.seen.clear()
+        source.write_bytes(content)
+        client = HttpClient(server.url, token=lambda: TOKEN, pause=lambda _: False, max_body_bytes=1000)
+        client.send_file("PUT", "/there", source, params={"path": "a/b c"})
+        assert [each.body for each in server.seen] == [content, content]
+        assert server.seen[0].path == "/there?path=a%2Fb+c" and "Transfer-Encoding" not in server.seen[0].headers
+        assert server.seen[0].headers["Authorization"] == f"Bearer {TOKEN}"
+
+
+def test_a_file_comes_home_whole_or_with_the_servers_words(serve: Any, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    content = b"y" * 300_000
+    server = serve((200, {}, content), (404, {"Content-Type": CONTENT_TYPE}, b'{"title": "gone", "status": 404}'))
+    client = HttpClient(server.url, max_body_bytes=1000)
+    client.fetch_file("/here", target, params={"path": "x"})
+    assert target.read_bytes() == content
+    with pytest.raises(ProblemError, match="gone"):
+        client.fetch_file("/here", target)
+    assert target.read_bytes() == content, "a refusal is no content"
+
+
+def test_a_file_that_breaks_off_is_fetched_anew(serve: Any, tmp_path: Path) -> None:
+    def broken(connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
+
+    def whole(connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwhole")
+
+    server = serve.raw(broken, whole)
+    target = tmp_path / "target"
+    HttpClient(server.url, pause=lambda _: False).fetch_file("/here", target)
+    assert target.read_bytes() == b"whole"

@@ -9,7 +9,7 @@ import pytest
 
 from common.errors import ErrorCode
 from common.wire import OutputPattern
-from pilot.outputs import CollectedOutputs, collect_outputs
+from pilot.outputs import CollectedOutputs, OutputPolicy, collect_outputs
 
 ALL = OutputPattern(pattern="*.root")
 
@@ -127,3 +127,75 @@ def test_no_descriptors_leak(tmp_path: Path) -> None:
     for _ in range(5):
         collect(tmp_path)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+@pytest.mark.parametrize("text", ['{"a": 1, "b": NaN}', '{"a": 99999999999999999999}', '{"a": "\\ud800"}'])
+def test_metadata_that_cannot_be_handed_on_is_left_out(tmp_path: Path, text: str) -> None:
+    """A number beyond 64 bits would have made the record of the outputs fail as a mistake of the pilot's."""
+    (tmp_path / "a.root").write_text("x")
+    (tmp_path / "a.root.json").write_text(text)
+    made = collect(tmp_path)
+    assert made.files[0].attributes == {} and "a.root.json is no JSON" in made.warnings[0]
+
+
+# ---------------------------------------------------------------- limits, none at all, what the payload says of them
+
+
+@pytest.mark.parametrize(("rule_mb", "queue_mb", "bound"), [(1, 0, 1), (0, 2, 2), (3, 2, 2), (1, 9, 1)])
+def test_an_output_that_is_too_large_is_named_with_its_size_and_the_bound(
+    tmp_path: Path, rule_mb: int, queue_mb: int, bound: int
+) -> None:
+    (tmp_path / "a.root").write_bytes(b"1")
+    (tmp_path / "big.root").touch()
+    os.truncate(tmp_path / "big.root", 4 * 2**20)
+    made = collect_outputs(tmp_path, [OutputPattern(pattern="*.root", max_mb=rule_mb)], (), OutputPolicy(queue_mb))
+    assert made.error == (
+        ErrorCode.OUTPUT_TOO_LARGE,
+        f"output 'big.root' has 4194304 bytes (4.0 MiB), allowed are {bound} MiB",
+    )
+
+
+def test_an_output_may_be_as_large_as_its_limit(tmp_path: Path) -> None:
+    (tmp_path / "a.root").touch()
+    os.truncate(tmp_path / "a.root", 2**20)
+    assert collect_outputs(tmp_path, [OutputPattern(pattern="*.root", max_mb=1)]).error is None
+
+
+def test_no_output_at_all_may_be_allowed_but_not_half_of_them(tmp_path: Path) -> None:
+    patterns = [ALL, OutputPattern(pattern="*.hist")]
+    policy = OutputPolicy(allow_none=True)
+    assert collect_outputs(tmp_path, patterns, (), policy).error is None
+    assert collect_outputs(tmp_path, patterns).error is not None
+    (tmp_path / "a.root").write_text("x")
+    assert collect_outputs(tmp_path, patterns, (), policy).error == (
+        ErrorCode.MISSING_OUTPUT,
+        "no file matches '*.hist'",
+    )
+
+
+def test_attributes_of_the_job_report_are_taken_unless_the_file_beside_says_otherwise(tmp_path: Path) -> None:
+    for name in ("a.root", "b.root"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "b.root.json").write_text('{"events": 5}')
+    policy = OutputPolicy(told={"a.root": {"events": 3, "guid": "A"}, "b.root": {"events": 3, "guid": "B"}})
+    made = collect_outputs(tmp_path, [ALL], (), policy)
+    assert [file.attributes for file in made.files] == [{"events": 3, "guid": "A"}, {"events": 5, "guid": "B"}]
+
+
+def test_an_optional_output_without_events_is_left_out(tmp_path: Path) -> None:
+    for name in ("a.root", "b.skim"):
+        (tmp_path / name).write_text("x")
+    patterns = [ALL, OutputPattern(pattern="*.skim", optional=True)]
+    policy = OutputPolicy(told={"a.root": {"events": 0}, "b.skim": {"events": 0}})
+    made = collect_outputs(tmp_path, patterns, (), policy)
+    assert [file.name for file in made.files] == ["a.root"] and made.error is None
+    assert made.warnings == ["output 'b.skim' has no events and is optional: left out"]
+
+
+def test_a_core_dump_is_no_output_unless_it_is_asked_for(tmp_path: Path) -> None:
+    for name in ("core.12", "core.root", "a.root"):
+        (tmp_path / name).write_text("x")
+    everything = OutputPattern(pattern="*")
+    assert [file.name for file in collect(tmp_path, everything).files] == ["a.root", "core.root"]
+    asked = collect(tmp_path, OutputPattern(pattern="core.*"))
+    assert [file.name for file in asked.files] == ["core.12", "core.root"]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from common.errors import ErrorCode, PilotageError
+from common.wire import Gpu
 from pilot.container import ContainerSettings
 from pilot.payload import InputFile, JobFolder, PayloadDefinition, PayloadUnit, prepare_payload
 from pilot.supervised import MARK, SupervisedProcess
@@ -23,6 +24,9 @@ HOST = {
     "BEARER_TOKEN": "secret",
     "LD_PRELOAD": "/evil.so",
 }
+
+H200_1 = Gpu(vendor="nvidia", model="NVIDIA H200", memory_mb=143771, uuid="GPU-1")
+H200_2 = Gpu(vendor="nvidia", model="NVIDIA H200", memory_mb=143771, uuid="GPU-2", index=1)
 
 
 def definition(**fields: Any) -> PayloadDefinition:
@@ -112,7 +116,7 @@ def test_the_payload_sees_nothing_of_the_pilots_environment(folder: JobFolder) -
     assert set(env) == {
         "PATH", "LANG", "HOME", "TMPDIR", "MINE", MARK, "PILOTAGE_JOB_ID", "PILOTAGE_TASK_ID", "PILOTAGE_INPUT_FILES",
         "PILOTAGE_COUNTERS", "PILOTAGE_UNITS", "PILOTAGE_CORES", "PILOTAGE_MAILBOX", "PILOTAGE_PATH",
-        "JUSTIN_PATH", "JUSTIN_JOBSUB_ID", "JUSTIN_PROCESSORS",
+        "JUSTIN_PATH", "JUSTIN_JOBSUB_ID", "JUSTIN_PROCESSORS", "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK",
     }  # fmt: skip
     assert env["PATH"] == f"/opt/bin:/usr/bin:/bin:{folder.bin}" and env["LANG"] == "de_CH.UTF-8"
     assert env["HOME"] == str(folder.work) and env["TMPDIR"] == str(folder.tmp)
@@ -122,7 +126,7 @@ def test_what_is_known_is_told_also_by_justins_names(folder: JobFolder) -> None:
     spec = prepare_payload(
         folder,
         definition(
-            cores=4, memory_mb=8000, wall_s=3600, counters=[7, 8], gpus=["GPU-1", "GPU-2"], workflow_id="3", stage="reco",
+            cores=4, memory_mb=8000, wall_s=3600, counters=[7, 8], gpus=[H200_1, H200_2], workflow_id="3", stage="reco",
             scope="usertests", site="Site", query="files from x:y", environment={"PATH": "/my/bin", "LANG": "C"},
             started_at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc),
         ),

@@ -316,6 +316,17 @@ def test_units_that_the_jobscript_does_not_list_go_back(fake: FakeServer, tmp_pa
     assert outcomes == {1: UnitOutcome.RETURNED, 2: UnitOutcome.PROCESSED}
 
 
+@pytest.mark.parametrize("line", ["echo $1 > justin-processed-dids.txt", "echo $2 > justin-processed-pfns.txt"])
+def test_a_counter_is_listed_by_the_names_that_get_file_gave_it(fake: FakeServer, tmp_path: Path, line: str) -> None:
+    """Jobscripts of justIN, Monte Carlo: a file that is none."""
+    units = [AssignedUnit(number, seq=number, counter=number) for number in (1, 2)]
+    report = run_job(
+        fake, tmp_path, f"set -- $($JUSTIN_PATH/justin-get-file)\n[ $3 = MONTECARLO ]\n{line}", units=units
+    )
+    outcomes = {unit.unit_id: unit.outcome for unit in report.units}
+    assert outcomes == {1: UnitOutcome.PROCESSED, 2: UnitOutcome.RETURNED}
+
+
 # ---------------------------------------------------------------- a server that is not there, or says no
 
 
@@ -663,6 +674,28 @@ def test_kill_9_and_a_restart_leave_nothing_behind(fake: FakeServer, tmp_path: P
         assert len(fake.pilots) == 1, "the nonce makes it the same pilot"
         assert list((tmp_path / "work" / "jobs").iterdir()) == []
         assert list((tmp_path / "work" / "spool").iterdir()) == []
+
+
+def test_a_batch_job_leaves_nothing_on_its_node(
+    fake: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PILOTAGE_PILOT_REMOVE_WORK_DIR", "true")
+    with HttpFake(fake) as http:
+        fake.add(make_assignment(1, "true"))
+        with command(http, tmp_path / "work", "--max-jobs", "1") as process:
+            _, log = process.communicate(timeout=30)
+            assert process.returncode == 0, log
+    assert fake.report_of(1).state is JobState.FINISHED
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_folder_in_which_a_report_waits_stays(tmp_path: Path) -> None:
+    left = WorkDir(tmp_path / "work")
+    report = FinishRequest(state=JobState.FINISHED)
+    left.spool.put(SpooledReport(server="http://server", pilot_id=1, job_id=1, report=report))
+    left.remove()
+    left.close()
+    assert [entry.job_id for entry in WorkDir(tmp_path / "work").spool.reports()] == [1]
 
 
 def _processes_in(folder: Path) -> list[str]:

@@ -12,7 +12,7 @@ from common.clock import FrozenClock, SystemClock
 from common.errors import ErrorCode, PilotageError
 from common.http import BadReply, ProblemError, Unreachable
 from common.problem import Problem
-from common.wire import AssignedFile, AssignedUnit, Gpu, GpuRequest, Offer, QueueSpec, Requirements
+from common.wire import AssignedFile, AssignedUnit, Gpu, GpuRequest, Offer, QueueSpec, Requirements, Shape
 from pilot.client import CallRefused, JobGone, NotAccepted, ServerAway, translated
 from pilot.config import PilotConfig, required
 from pilot.jobs import backoff_s
@@ -108,8 +108,15 @@ def test_memory_that_is_used_up_is_not_offered_as_unknown() -> None:
 
 def test_the_queue_clips_the_slot() -> None:
     queue = QueueSpec(name="q", site="s", cores=2, memory_mb=0, wall_s=60, gpus=1)
-    offer = clipped(Offer(cores=8, memory_mb=5, wall_s=0, gpus=GPUS), queue)
+    offer = clipped(Offer(cores=8, memory_mb=5, wall_s=0, gpus=GPUS), queue, Shape(cores=0))
     assert (offer.cores, offer.memory_mb, offer.wall_s, len(offer.gpus)) == (2, 5, 60, 1)
+
+
+def test_a_pilot_takes_no_more_than_its_worker_asked_its_batch_system_for() -> None:
+    """The server clips each question by it, but several jobs side by side took more together."""
+    queue = QueueSpec(name="q", site="s", cores=8, memory_mb=16_000)
+    offer = clipped(Offer(cores=64, memory_mb=256_000, gpus=GPUS), queue, Shape(4, 8000, 500, 3600, 1))
+    assert offer == Offer(cores=4, memory_mb=8000, disk_mb=500, wall_s=3600, gpus=GPUS[:1])
 
 
 def test_backoff_doubles_up_to_its_limit() -> None:

@@ -12,6 +12,7 @@ from pilot import jobstate as js
 from pilot.job import step
 from pilot.jobstate import Failure, Job, Phase, new_job
 from pilot.report import unit_outcome
+from pilot.slot import Part
 
 
 def running(started: bool) -> Job:
@@ -24,7 +25,7 @@ def running(started: bool) -> Job:
         units=[AssignedUnit(1, 1)],
         requirements=Requirements(),
     )
-    return replace(new_job(assignment), phase=Phase.RUNNING, started=started)
+    return replace(new_job(assignment, Part(1, 0, 0, ())), phase=Phase.RUNNING, started=started)
 
 
 @pytest.mark.parametrize("code", [ErrorCode.IMAGE_NOT_FOUND, ErrorCode.BAD_JOBSCRIPT])

@@ -108,7 +108,11 @@ def test_a_damaged_sandbox_is_the_transfers_fault(tmp_path: Path, spoil: Callabl
     assert refused.value.code is ErrorCode.STAGE_IN_FAILED
 
 
-@pytest.mark.parametrize("content", [b"no archive", b"", b"\x1f\x8b\x08 broken", packed(("a", b"x" * 5000, {}))[:60]])
+@pytest.mark.parametrize(
+    "content",
+    [b"no archive", b"", b"\x1f\x8b\x08 broken", packed(("a", b"x" * 5000, {}))[:60]],
+    ids=["text", "empty", "broken", "cut"],
+)
 def test_what_is_no_archive_is_refused(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(PilotageError) as refused:
         unpack(content, wanted(content), tmp_path)

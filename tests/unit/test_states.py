@@ -66,7 +66,7 @@ def test_a_refused_move_names_the_kind() -> None:
         states.require(JobState.FINISHED, JobState.RUNNING)
 
 
-@pytest.mark.parametrize("state", [*states.FINAL_JOB_STATES, *states.FINAL_WORKER_STATES], ids=str)
+@pytest.mark.parametrize("state", sorted(states.FINAL_JOB_STATES) + sorted(states.FINAL_WORKER_STATES), ids=str)
 def test_a_final_job_or_worker_has_no_way_out(state: Enum) -> None:
     assert states.targets(state) == frozenset()
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from common.errors import ErrorCode
-from pilot.watch import JobLimits, JobMetrics, Watcher, check_limits, disk_usage
+from pilot.watch import JobLimits, JobMetrics, Watch, Watcher, check_limits, disk_usage
+from pilot.watch.gaps import Clocks
 
 MB = 1024 * 1024
-USE = JobMetrics(memory_mb=100, work_dir_mb=200, stdout_mb=3, cpu_s=9, wall_s=60, processes=2)
+USE = JobMetrics(memory_mb=100, work_dir_mb=200, stdout_mb=3, cpu_s=9, wall_s=60, processes=2, quiet_s=5)
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,8 @@ USE = JobMetrics(memory_mb=100, work_dir_mb=200, stdout_mb=3, cpu_s=9, wall_s=60
         (JobLimits(disk_mb=199), [ErrorCode.WORK_DIR_TOO_LARGE]),
         (JobLimits(stdout_mb=2), [ErrorCode.STDOUT_TOO_BIG]),
         (JobLimits(wall_s=59.5), [ErrorCode.WALL_TIME_REACHED]),
+        (JobLimits(processes=1), [ErrorCode.TOO_MANY_PROCESSES]),
+        (JobLimits(looping_s=4), [ErrorCode.LOOPING_JOB]),
         (JobLimits(memory_mb=1, wall_s=1), [ErrorCode.MEMORY_EXCEEDED, ErrorCode.WALL_TIME_REACHED]),
     ],
 )
@@ -34,6 +37,22 @@ def test_limits(limits: JobLimits, codes: list[ErrorCode]) -> None:
 
 def test_a_breach_says_what_was_measured() -> None:
     assert check_limits(USE, JobLimits(memory_mb=99))[0].words == "memory_mb: 100.0, allowed 99.0"
+
+
+class FakeClocks:
+    """Clocks that a test moves."""
+
+    def __init__(self) -> None:
+        self.wall, self.steady, self.boot = 1e9, 1000.0, 1000.0
+
+    def watch(self, every_s: float = 5.0, reserve_mb: int = 0) -> Watch:
+        """What the watchers of a test share."""
+        clocks = Clocks(lambda: self.wall, lambda: self.steady, lambda: self.boot)
+        return Watch(every_s, reserve_mb, clocks)
+
+    def pass_s(self, seconds: float) -> None:
+        """Time passes."""
+        self.wall, self.steady, self.boot = self.wall + seconds, self.steady + seconds, self.boot + seconds
 
 
 def test_disk_usage_counts_what_is_on_the_disk_once(tmp_path: Path) -> None:
@@ -57,9 +76,11 @@ def test_a_look_at_a_running_tree(tmp_path: Path) -> None:
     ) as parent:
         assert parent.stdout is not None and parent.stdin is not None
         parent.stdout.readline()
-        times = iter((100.0, 107.5))
-        watcher = Watcher(parent.pid, tmp_path, JobLimits(memory_mb=20, stdout_mb=2), clock=lambda: next(times))
-        metrics, breaches = watcher.look()
+        clock = FakeClocks()
+        watcher = Watcher(parent.pid, tmp_path, JobLimits(memory_mb=20, stdout_mb=2), clock.watch())
+        clock.pass_s(7.5)
+        look = watcher.look()
+        metrics, breaches = look.metrics, look.breaches
         parent.stdin.write("\n")
     assert 48 < metrics.memory_mb < 120 and metrics.processes == 1
     assert metrics.wall_s == 7.5 and metrics.cpu_s > 0 and metrics.stdout_mb == 3
@@ -84,8 +105,9 @@ print('up', flush=True); input(); os.close(w)
     ) as parent:
         assert parent.stdout is not None and parent.stdin is not None
         parent.stdout.readline()
-        loose = Watcher(parent.pid, tmp_path, JobLimits()).look()[0]
-        strict, breaches = Watcher(parent.pid, tmp_path, JobLimits(memory_mb=200)).look()
+        loose = Watcher(parent.pid, tmp_path, JobLimits()).look().metrics
+        look = Watcher(parent.pid, tmp_path, JobLimits(memory_mb=200)).look()
+        strict, breaches = look.metrics, look.breaches
         parent.stdin.write("\n")
     assert loose.memory_mb > 250 and strict.memory_mb < 150 and breaches == []
 
@@ -93,5 +115,5 @@ print('up', flush=True); input(); os.close(w)
 def test_of_a_payload_that_has_ended_only_files_are_seen(tmp_path: Path) -> None:
     process = subprocess.Popen(["true"])
     process.wait()
-    metrics, breaches = Watcher(process.pid, tmp_path, JobLimits(memory_mb=1)).look()
-    assert metrics.memory_mb == 0 and metrics.processes == 0 and breaches == []
+    look = Watcher(process.pid, tmp_path, JobLimits(memory_mb=1)).look()
+    assert look.metrics.memory_mb == 0 and look.metrics.processes == 0 and look.breaches == []

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from msgspec import inspect
 
 from common import wire
-from common.wire import Checksum, Did, Message, Name, Strict
+from common.wire import Checksum, Did, Message, Metrics, Name, Strict
+from server.api.routes import ROUTES
+from server.api.routing import Route
 
 QUICK = settings(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
 
@@ -368,3 +370,32 @@ def test_a_weight_is_a_number(number: str) -> None:
 def test_a_field_at_its_default_is_not_sent() -> None:
     assert wire.encode(wire.OutputPattern("*.root")) == b'{"pattern":"*.root"}'
     assert wire.encode(wire.HeartbeatReply()) == b"{}"
+
+
+def unbounded(kind: inspect.Type, trail: str, above: frozenset[type] = frozenset()) -> Iterator[str]:
+    """The whole numbers somewhere in ``kind`` that may be as large as anybody likes."""
+    if isinstance(kind, inspect.Metadata):
+        kind = kind.type
+    if isinstance(kind, inspect.IntType):
+        if kind.le is None or kind.ge is None:
+            yield trail
+    elif isinstance(kind, inspect.StructType):
+        # What a job measured is kept as it was told: a strange figure must not cost the report that it is in.
+        if kind.cls not in {*above, Metrics}:
+            for each in kind.fields:
+                yield from unbounded(each.type, f"{kind.cls.__name__}.{each.name}", above | {kind.cls})
+    elif isinstance(kind, (inspect.ListType, inspect.SetType, inspect.VarTupleType)):
+        yield from unbounded(kind.item_type, trail, above)
+    elif isinstance(kind, inspect.UnionType):
+        for part in kind.types:
+            yield from unbounded(part, trail, above)
+    elif isinstance(kind, inspect.DictType):
+        yield from unbounded(kind.value_type, trail, above)
+
+
+@pytest.mark.parametrize(
+    "route", [each for each in ROUTES if each.request is not None], ids=lambda each: f"{each.method} {each.path}"
+)
+def test_every_number_that_is_sent_has_bounds(route: Route) -> None:
+    """An ``exit_code`` of 10**30 reached the database and was a mistake inside the server."""
+    assert list(unbounded(inspect.type_info(route.request), route.path)) == []

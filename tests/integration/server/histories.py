@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
 from sqlalchemy import delete, update
 
-from common.states import FINAL_JOB_STATES, FINAL_TASK_STATES, TaskState
+from common.states import FINAL_JOB_STATES, FINAL_TASK_STATES, TaskState, WorkerState
 from common.wire import Registration, TaskView
 from server.agents import duties, sweep
 from server.agents.accounting import keep_books
@@ -24,7 +24,6 @@ from server.agents.registrar import carry_on
 from server.agents.sweep import Removal
 from server.agents.tasks import advance_all
 from server.catalogs.registration import Answer, Outcome
-from server.dispatch.heartbeat import write_heard
 from server.store import registrations
 from server.store.codes import OutputState, PilotState
 from server.store.schema import liveness, pilot_beat, pilot_report
@@ -32,6 +31,7 @@ from tests.integration.server import histories_books as books
 from tests.integration.server.histories_model import Held
 from tests.integration.server.histories_people import RULES, People
 from tests.integration.server.histories_pilots import Pilots
+from tests.integration.server.histories_push import QUEUE, Pushing
 
 AWAY = {"sweep-unconfirmed", "register-outputs"}
 """Agents that need a storage or a catalogue: they have rules of their own."""
@@ -39,6 +39,7 @@ PATIENT = 60
 UNSETTLED = (OutputState.RECORDED, OutputState.ABANDONED)
 DAY_S = 86400.0
 KNOBS: dict[str, object] = {
+    "probe_interval_s": 0,  # the books are of people's work
     "lost_pilots": 4,
     "preemptions": 6,
     "site_failures": 4,
@@ -60,7 +61,7 @@ SLICES = {
 """So that a history of a few units is done in as many slices as one of a million."""
 
 
-class Histories(People, Pilots):
+class Histories(People, Pilots, Pushing):
     """All who do something, time, agents and accidents."""
 
     def teardown(self) -> None:
@@ -88,6 +89,7 @@ class Histories(People, Pilots):
             self.patches[-1].start()
         self.up()
         self.site.world(queues=("q", "r"), storages=("disk", "tape"))
+        self.site.put_queue(QUEUE, mode="push")
         self.site.put_storage("booked", registration=Registration.SERVER, status="test")
         for knob, value in KNOBS.items():
             self.site.turn(knob, value)
@@ -101,11 +103,6 @@ class Histories(People, Pilots):
 
     def up(self) -> None:
         self.site.say_up()
-
-    def write_heard(self) -> None:
-        """What the web side's threads do: whom they heard of is written a moment later."""
-        for each in (self.site, self.other):
-            write_heard(each.dispatcher)
 
     def later(self, seconds: float) -> None:
         """Time goes by; the web side is up all the while, and writes what it heard."""
@@ -174,7 +171,7 @@ class Histories(People, Pilots):
         books.check_rest(now, self.deleted)
         for job_id, job in now.jobs.items():
             alive = job.state not in FINAL_JOB_STATES and job.confirmed is None
-            active = now.pilots.get(job.pilot) == PilotState.ACTIVE
+            active = now.pilots.get(job.pilot) in (PilotState.ACTIVE, PilotState.EXPECTED)
             assert not alive or active, f"job {job_id} lives without a pilot"
 
     # ------------------------------------------------------------ catalogue and storage
@@ -205,7 +202,7 @@ class Histories(People, Pilots):
                 assert output.state == OutputState.ABANDONED, f"{url} is {output.state.name}, and removed"
             return [Removal(url, works, "" if works else "out of order") for url in urls]
 
-        with patch.object(sweep, "_remove", remove):
+        with patch.object(sweep, "_remove", lambda urls, _credentials: remove(urls)):
             sweep.sweep_unconfirmed(self.site.dispatcher)
 
     # ------------------------------------------------------------ what always holds
@@ -221,10 +218,13 @@ class Histories(People, Pilots):
             self.site.raw("DELETE", f"/v1/retry-rules/{name}", token=self.site.token("admin"))
         for name in "qr":
             self.site.put_queue(name)
+        for mark in sorted(self.expected):
+            self.end_worker(mark, WorkerState.FAILED)
         for task in sorted(self.opened.intersection(self.tasks)):
             self.conflicts(partial(self.close, task))
         for _ in range(PATIENT):
             self.later(3700)
+            self.write_heard()
             self.site.agents()
             for task in self.tasks:
                 if self.site.task(task).state in (TaskState.PAUSED, TaskState.EXHAUSTED):

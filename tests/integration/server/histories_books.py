@@ -274,7 +274,10 @@ def check_rest(now: Books, deleted: set[int]) -> None:
     states: dict[int, Counter[UnitState]] = {task_id: Counter() for task_id in now.facts}
     for each in now.units.values():
         states[each.task][each.state] += 1
-    assert not now.moving, f"the units of tasks {now.moving} are still to be moved"
+    # What failed in a job that waits for its outputs to be registered is retried when that is over.
+    waiting = {each.task for each in now.jobs.values() if each.state not in FINAL_JOB_STATES}
+    stuck = now.moving - waiting
+    assert not stuck, f"the units of tasks {stuck} are still to be moved"
     for task_id, facts in now.facts.items():
         if task_id not in deleted:
             verdict = ending(facts.state, states[task_id], facts.closed)

@@ -184,6 +184,11 @@ class Model(RuleBasedStateMachine):
         self._forget_pilots(now)
         self.before = now
 
+    def write_heard(self) -> None:
+        """What the web side's threads do: whom they heard of is written a moment later, before agents look for silence."""
+        for each in (self.site, self.other):
+            write_heard(each.dispatcher)
+
     def _nothing_is_done_twice_or_unasked(self, now: books.Books) -> None:
         for unit_id, each in now.units.items():
             if each.state == UnitState.DONE:

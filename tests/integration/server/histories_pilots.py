@@ -54,6 +54,7 @@ class Pilots(Model):
     def acquire(self, data: st.DataObject, jobs: int, repeat: bool, record: bool) -> None:
         """A pilot asks, after the agents had their turn; some begin to upload at once."""
         pilot = data.draw(st.sampled_from(self.pilots))
+        self.write_heard()
         self.site.agents()
         self.look_at_the_books()
         word = f"request-{self.site.number():06d}"
@@ -62,12 +63,14 @@ class Pilots(Model):
         assert len(reply.jobs) <= jobs
         now = books.read(self.site.database)
         for each in reply.jobs:
-            assert self.before.tasks[each.task_id] in CLAIMABLE, "a task that may not run gave a job"
+            before = UnitState.RESERVED if each.preassigned else UnitState.READY
+            may_run = self.before.tasks[each.task_id] in CLAIMABLE
+            assert may_run or each.preassigned, "a task that may not run gave a job"
             assert now.jobs[each.job_id].pilot == pilot.id
             for unit in each.units:
                 assert now.units[unit.unit_id].job == each.job_id
                 assert now.units[unit.unit_id].state == UnitState.RESERVED
-                assert self.before.units[unit.unit_id].state == UnitState.READY
+                assert self.before.units[unit.unit_id].state == before
         self.jobs += [Held(pilot, each) for each in reply.jobs]
         if repeat and reply.jobs:
             assert self.call(pilot, lambda: pilot.ask(jobs, word)).jobs == reply.jobs
@@ -82,6 +85,7 @@ class Pilots(Model):
     def whole_jobs(self, data: st.DataObject, jobs: int, outputs: int) -> None:
         """A pilot takes a few jobs, one after another, and all goes well."""
         pilot = data.draw(st.sampled_from(self.pilots))
+        self.write_heard()
         self.site.agents()
         self.look_at_the_books()
         for _ in range(jobs):

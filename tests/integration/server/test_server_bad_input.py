@@ -208,6 +208,7 @@ def test_unknown_things_are_not_found(site: Site) -> None:
         refuse(site.raw("GET", path, token=site.token("user")), 404)
     refuse(site.raw("GET", "/v1/queues/x/demand", token=site.token("harvester")), 404)
     refuse(site.raw("PUT", "/v1/settings/x", {"value": 1}, site.token("admin")), 404)
+    refuse(site.raw("DELETE", "/v1/settings/x", token=site.token("admin")), 404)
     refuse(site.raw("POST", "/v1/tasks/7:command", {"command": "kill"}, site.token("user")), 404)
     refuse(site.raw("DELETE", "/v1/sites/x", token=site.token("admin")), 404)
     refuse(site.raw("PATCH", "/v1/tasks", token=site.token("user")), 405)
@@ -328,7 +329,7 @@ def test_a_confirmation_that_does_not_agree_is_refused_whole(held: tuple[Site, A
         ({"state": "running"}, 422, "$.state"),
         ({"state": "sleeping"}, 400, "$.state"),
         ({"state": "finished", "units": [{"unit_id": 1, "outcome": "great"}]}, 400, "$.units[0].outcome"),
-        ({"state": "finished", "units": [{"unit_id": 2**70, "outcome": "processed"}]}, 422, "$.units"),
+        ({"state": "finished", "units": [{"unit_id": 2**70, "outcome": "processed"}]}, 400, "$.units[0].unit_id"),
         ({"units": good}, 400, "$"),
     ]
     for body, status, path in bad:
@@ -389,7 +390,7 @@ EXAMPLES: list[tuple[str, str, str, dict[str, Any]]] = [
         "/v1/workers:report",
         "harvester",
         {
-            "harvester": "h",
+            "harvester": "u",
             "workers": [
                 {
                     "mark": "mark-fuzz", "queue": "q", "state": "planned", "shape": {"cores": 1, "memory_mb": 5},
@@ -414,6 +415,41 @@ EXAMPLES: list[tuple[str, str, str, dict[str, Any]]] = [
         "pilot",
         {"jobs": [{"job_id": 1, "state": "running", "metrics": {"wall_s": 1.5, "stage_in_bytes": 7}}]},
     ),
+    (
+        "POST",
+        "/v1/harvesters/u/commands",
+        "admin",
+        {
+            "kind": "cancel", "request_id": "request-1", "queue": "q", "marks": ["mark-0001"], "waiting_only": True,
+            "workers": 1, "valid_s": 60.0,
+        },
+    ),
+    ("POST", "/v1/harvesters/u/commands/1:done", "harvester", {"ok": True, "detail": "x"}),
+    ("POST", "/v1/workers:acquire", "harvester", {"harvester": "u", "marks": ["mark-0001"]}),
+    (
+        "POST",
+        "/v1/direct:acquire",
+        "harvester",
+        {"harvester": "u", "places": [{"queue": "q", "url": "https://ce/arex", "batch_queue": "g"}], "most": 5},
+    ),
+    (
+        "POST",
+        "/v1/direct:report",
+        "harvester",
+        {
+            "harvester": "u",
+            "jobs": [
+                {
+                    "mark": "mark-0001", "state": "running", "batch_id": "b", "native": "RUNNING", "reason": "r",
+                    "exit_code": 1, "host": "h", "results": False, "left_out": "", "killed": False, "cleaned": False,
+                }
+            ],
+        },
+    ),
+    ("POST", "/v1/direct/proxies:sign", "harvester", {"harvester": "u", "proxies": [{"proxy_id": 1, "csr": "x"}]}),
+    ("POST", "/v1/jobs/1/peeks", "user", {"kind": "tail", "path": "stdout", "lines": 5}),
+    ("POST", "/v1/jobs/1/peeks/1:answer", "pilot", {"text": "x", "error": "", "cut": False, "end": 5}),
+    ("POST", "/v1/pilots/1/credentials", "pilot", {"job_id": 1, "urls": ["root://disk//x"], "write": False}),
     ("POST", "/v1/jobs/1/units:acquire", "pilot", {"request_id": "request-2", "count": 1}),
     ("POST", "/v1/jobs/1/units:release", "pilot", {"units": [{"unit_id": 2, "outcome": "returned"}]}),
     (
@@ -430,6 +466,10 @@ EXAMPLES: list[tuple[str, str, str, dict[str, Any]]] = [
             "state": "failed", "units": [{"unit_id": 1, "outcome": "failed"}], "exit_code": 1, "error_code": 1305,
             "error_detail": "d", "log_tail": "l", "metrics": {"cpu_s": 5},
             "bad_replicas": [{"did": "data:a", "storage": "disk", "error_code": 1103, "detail": "x"}],
+            "probe": {
+                "storages": [{"storage": "disk", "read": {"ok": False, "error_code": 1, "seconds": 0.5, "mb_s": 1.5}}],
+                "environment": [{"name": "scratch", "level": "ok", "detail": "d", "remedy": "r"}],
+            },
         },
     ),
     ("POST", "/v1/pilots/1:end", "pilot", {"reason": "r", "error_code": 5, "log_tail": "t"}),
@@ -496,13 +536,15 @@ EXAMPLES: list[tuple[str, str, str, dict[str, Any]]] = [
         },
     ),
     ("PUT", "/v1/agents/sweep-unconfirmed", "admin", {"enabled": False}),
+    ("POST", "/v1/probes", "admin", {"site": "s"}),
 ]  # fmt: skip
 
 
 def test_every_route_with_a_body_has_an_example() -> None:
     def shape(path: str) -> str:
-        for name in ("{job_id}", "{task_id}", "{pilot_id}", "{workflow_id}"):
+        for name in ("{job_id}", "{task_id}", "{pilot_id}", "{workflow_id}", "{peek_id}", "{command_id}"):
             path = path.replace(name, "1")
+        path = path.replace("/v1/harvesters/{name}", "/v1/harvesters/u")
         path = path.replace("{project_id}", "2").replace("/v1/agents/{name}", "/v1/agents/sweep-unconfirmed")
         return path.replace("{name}", "x").replace("{key}", "sweep_after_s")
 

@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 
 from server.store import places
+from tests.services.base import wait_until
 
 if TYPE_CHECKING:
     from tests.services.postgres import PostgresServer
@@ -133,3 +135,22 @@ def test_a_file_is_not_overwritten(tmp_path: Path) -> None:
     run(tmp_path, [], "--profile", "claim", "--seconds", "0.5", "--warm-up", "0", "--database", f"sqlite:///{precious}", *TINY)  # fmt: skip
     assert precious.read_text() == "not a database"
     assert [path.name for path in tmp_path.glob("precious*")] == ["precious.db"]
+
+
+def test_one_that_is_ended_leaves_no_program_behind(tmp_path: Path) -> None:
+    options = ("--profile", "claim", "--seconds", "100", "--warm-up", "0.5", *TINY)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "common.cli.main", "bench", "dispatch", "--json", *options],
+        env=environment(tmp_path),
+        cwd=Path(__file__).parents[3],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    wait_until(lambda: b"listening" in b"".join(log.read_bytes() for log in tmp_path.rglob("*.log")), "a server", 60)
+    started = psutil.Process(process.pid).children(recursive=True)
+    assert started
+    process.terminate()
+    said, _ = process.communicate(timeout=60)
+    assert b"interrupted" in said and process.returncode != 0
+    assert [each for each in started if each.is_running()] == []
+    assert not list(tmp_path.glob("pilotage-bench-*"))

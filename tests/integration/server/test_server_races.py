@@ -150,6 +150,18 @@ def test_nothing_is_claimed_once_a_pause_is_answered(site: Site, url: str) -> No
     other.database.close()
 
 
+def test_a_job_gets_no_more_units_than_the_setting_allows(site: Site) -> None:
+    site.world()
+    site.submit(stage("a", count=9))
+    site.turn("get_file_units", 3)
+    pilot = site.pilot()
+    job = pilot.acquire()
+    path = f"/v1/jobs/{job.job_id}/units:acquire"
+    taken = [len(pilot.post(path, UnitsAcquireRequest(f"request-{n}", 2), UnitsAcquireReply).units) for n in range(3)]
+    assert taken == [2, 0, 0]
+    assert len(pilot.post(path, UnitsAcquireRequest("request-0", 2), UnitsAcquireReply).units) == 2, "a repeat"
+
+
 def test_a_get_file_call_gets_nothing_of_a_paused_task(site: Site) -> None:
     site.world()
     first, _ = site.submit(stage("a", count=9), stage("next", given=StageInput("a")))

@@ -34,15 +34,18 @@ from common.wire import (
     UnitsAcquireRequest,
     UnitsReleaseRequest,
     WorkerReport,
+    WorkersAcquireRequest,
     WorkersReportRequest,
     WorkflowRequest,
 )
+from common.wire.direct import DirectAcquireRequest, DirectReport, DirectReportRequest
 from common.wire.projects import FileOutcome, FileRelease, ReleaseRequest, ReserveRequest
 from server.access import logins
 from server.api.routes import ROUTES
 from server.engine.access import Role
 from server.store.schema import unit, unit_detail
 from tests.integration.server import project_tools
+from tests.integration.server.act_tools import HARVESTER, PLACE, direct_order
 from tests.integration.server.harness import CHECKSUM, Pilot, Site, file, files, stage
 
 
@@ -177,6 +180,42 @@ def report(site: Site) -> Asked:
     return Asked("/v1/workers:report", WorkersReportRequest("h", reports), site.token("harvester", "h"))
 
 
+def acquire_for_workers(site: Site) -> Asked:
+    site.put_queue("q", mode="push")
+    site.counter(6)
+    marks = [site.worker()[0] for _ in range(2)]
+    return Asked("/v1/workers:acquire", WorkersAcquireRequest("h", marks), site.token("harvester", "h"))
+
+
+def direct_acquired(site: Site) -> Asked:
+    direct_order(site, claimed=False)
+    return Asked("/v1/direct:acquire", DirectAcquireRequest(HARVESTER, [PLACE], 5), site.token("harvester", HARVESTER))
+
+
+def direct_reported(*said: dict[str, Any]) -> Prepare:
+    """The last of some reports of a run, after the others."""
+
+    def prepare(site: Site) -> Asked:
+        order = direct_order(site)
+        assert order is not None
+        token = site.token("harvester", HARVESTER)
+        asked = [
+            Asked("/v1/direct:report", DirectReportRequest(HARVESTER, [DirectReport(order.mark, **each)]), token)
+            for each in said
+        ]
+        for each in asked[:-1]:
+            assert site.raw("POST", each.path, each.body, token).status_code == 200
+        return asked[-1]
+
+    return prepare
+
+
+def direct_result(site: Site) -> Asked:
+    order = direct_order(site)
+    assert order is not None
+    return Asked(f"/v1/direct/{order.mark}/results", b"content", site.token("harvester", HARVESTER), "path=sub/out.txt")
+
+
 def acquire(site: Site) -> Asked:
     site.counter(6, files_per_job=2)
     pilot = site.pilot(cores=2)
@@ -194,6 +233,14 @@ def processed(job: Any) -> list[UnitResult]:
     return [UnitResult(each.unit_id, UnitOutcome.PROCESSED) for each in job.units]
 
 
+COMMAND = {"kind": "submit", "queue": "q", "workers": 2, "request_id": "request-6"}
+
+
+def commanded(site: Site) -> Asked:
+    site.admin("POST", "/v1/harvesters/h/commands", COMMAND)
+    return Asked("/v1/harvesters/h/commands/1:done", {"ok": True, "detail": "done"}, site.token("harvester", "h"))
+
+
 RECORDS = RecordRequest([OutputRecord("o", 1, CHECKSUM, pattern="*")])
 SITE, RULE = {"name": "x"}, {"name": "x", "action": {"kind": "no_retry"}}
 TAGGING = {"name": "x", "set": {"priority": 3}}
@@ -206,6 +253,14 @@ CALLS: dict[str, Prepare] = {
     "POST /v1/pilots": registration,
     "POST /v1/pilots/{pilot_id}:end": end,
     "POST /v1/workers:report": report,
+    "POST /v1/workers:acquire": acquire_for_workers,
+    "POST /v1/direct:acquire": direct_acquired,
+    "POST /v1/direct:report": direct_reported({"state": WorkerState.RUNNING, "batch_id": "b"}),
+    "POST /v1/direct:report (finished)": direct_reported(
+        {"state": WorkerState.RUNNING}, {"state": WorkerState.FINISHED, "results": True}
+    ),
+    "POST /v1/direct:report (failed)": direct_reported({"state": WorkerState.FAILED, "exit_code": 3}),
+    "PUT /v1/direct/{mark}/results": direct_result,
     "POST /v1/jobs:acquire": acquire,
     "POST /v1/jobs:heartbeat": of_job(
         lambda _, job: ("/v1/jobs:heartbeat", HeartbeatRequest([JobReport(job.job_id, JobState.RUNNING)]))
@@ -273,6 +328,7 @@ CALLS: dict[str, Prepare] = {
     "PUT /v1/shares/{name}": admin("/v1/shares/x", SITE),
     "DELETE /v1/shares/{name}": after(admin("/v1/shares/x", SITE), "PUT", admin("/v1/shares/x", None)),
     "PUT /v1/settings/{key}": admin("/v1/settings/heartbeat_s", {"value": 33}),
+    "DELETE /v1/settings/{key}": admin("/v1/settings/heartbeat_s", None),
     "PUT /v1/tagging-rules/{name}": admin("/v1/tagging-rules/x", TAGGING),
     "DELETE /v1/tagging-rules/{name}": after(
         admin("/v1/tagging-rules/x", TAGGING), "PUT", admin("/v1/tagging-rules/x", None)
@@ -284,6 +340,9 @@ CALLS: dict[str, Prepare] = {
     "POST /v1/bans": admin("/v1/bans", BAN),
     "DELETE /v1/bans": after(admin("/v1/bans", BAN), "POST", admin("/v1/bans", None, "kind=user&name=x")),
     "POST /v1/revocations": admin("/v1/revocations", {"kind": "token", "value": "x", "reason": "x"}),
+    "POST /v1/harvesters/{name}/commands": admin("/v1/harvesters/h/commands", COMMAND),
+    "POST /v1/harvesters/{name}/commands/{command_id}:done": commanded,
+    "POST /v1/probes": admin("/v1/probes", {"site": "s"}),
     "POST /v1/login": lambda site: login(site, renew=False),
     "POST /v1/login:renew": lambda site: login(site, renew=True),
     "POST /v1/logout": logout,
@@ -336,6 +395,14 @@ def test_a_call_repeated_after_a_lost_reply_is_answered_alike_and_doubles_nothin
         assert all(row.n == 1 for row in found), "a file became a unit twice"
 
 
+ELSEWHERE = {
+    "POST /v1/direct/proxies:sign",  # changes nothing: each answer is a proxy of its own
+    "POST /v1/pilots/{pilot_id}/credentials",  # changes nothing: each answer is a credential of its own
+    "POST /v1/jobs/{job_id}/peeks",  # each is a look of its own; there is one open of a kind: test_server_peeks
+    "POST /v1/jobs/{job_id}/peeks/{peek_id}:answer",  # likewise
+}
+
+
 def test_each_route_that_changes_something_has_its_repeat() -> None:
-    tried = {call.partition(" (")[0] for call in CALLS}
+    tried = {call.partition(" (")[0] for call in CALLS} | ELSEWHERE
     assert tried == {f"{route.method} {route.path}" for route in ROUTES if route.method != "GET"}

@@ -14,12 +14,17 @@ from common.clock import FrozenClock
 from common.problem import decode_problem
 from common.wire import (
     Assignment,
+    OutputPattern,
+    ProcessFailure,
+    ProcessSpec,
+    ProcessWhen,
     SandboxList,
     SandboxView,
     SecretList,
     SecretValue,
     SecretView,
     StageSpec,
+    Transformation,
     WorkflowRequest,
     WorkflowView,
 )
@@ -247,3 +252,40 @@ def test_a_placeholder_that_means_nothing_is_refused(site: Site) -> None:
     site.world()
     assert refused(submit, site, stage(command=["x", "%DB:latest"])) == (400, ["$.stages[0].command[1]"])
     assert refused(submit, site, stage(attributes={"a": "x" * 20_000})) == (400, ["$.stages[0].attributes"])
+
+
+# ---------------------------------------------------------------- what goes around a payload
+
+
+def test_a_transformation_and_all_that_goes_around_it_reach_the_pilot(site: Site) -> None:
+    site.world()
+    program = Transformation(url="https://x.example/run.sh", parameters=["%RNDM:1"])
+    process = ProcessSpec(command=["check"], when=ProcessWhen.BEFORE, on_failure=ProcessFailure.SITE, timeout_s=60)
+    outputs = [OutputPattern(pattern="*.root", max_mb=5)]
+    more: dict[str, Any] = {"plugin": "skim", "allow_no_output": True, "log_files": ["*.cfg"], "outputs": outputs}
+    submit(site, stage(command=None, transformation=program, processes=[process], **more))
+    job = site.pilot().acquire()
+    assert job.command is None and job.transformation is not None
+    assert (job.transformation.url, job.transformation.parameters) == (program.url, ["1"])
+    [told] = job.processes
+    assert (told.command, told.when, told.on_failure) == (["check"], ProcessWhen.BEFORE, ProcessFailure.SITE)
+    assert (told.timeout_s, job.plugin, job.allow_no_output, job.log_files) == (60, "skim", True, ["*.cfg"])
+    assert job.outputs[0].max_mb == 5
+
+
+@pytest.mark.parametrize(
+    ("fields", "path"),
+    [
+        ({"command": ["x"], "transformation": Transformation(url="https://x.example/a")}, ""),
+        ({"transformation": Transformation(url="http://x.example/a")}, ".transformation.url"),
+        ({"transformation": Transformation(url="https://me:secret@x.example/a")}, ".transformation.url"),
+        ({"command": ["x"], "log_files": ["../pilot.log"]}, ".log_files[0]"),
+        (
+            {"command": ["x"], "processes": [ProcessSpec(command=["a\0"], when=ProcessWhen.AFTER)]},
+            ".processes[0].command",
+        ),
+    ],
+)
+def test_what_cannot_be_a_payload_is_refused(site: Site, fields: dict[str, Any], path: str) -> None:
+    site.world()
+    assert refused(submit, site, stage(**{"command": None, **fields})) == (400, [f"$.stages[0]{path}"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from sqlalchemy import select
 
@@ -18,7 +20,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The URLs of each call of the remover, which removes all but those with ``stuck`` in their names."""
     calls: list[list[str]] = []
 
-    def remove(urls: list[str]) -> list[Removal]:
+    def remove(urls: list[str], _credentials: Path) -> list[Removal]:
         calls.append(urls)
         return [Removal(url, ok="stuck" not in url) for url in urls]
 

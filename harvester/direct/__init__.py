@@ -1,0 +1,1 @@
+"""Direct jobs: people's own descriptions on an ARC CE, under their own proxies (``docs/adr/0012``)."""

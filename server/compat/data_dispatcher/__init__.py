@@ -1,0 +1,1 @@
+"""Data Dispatcher: its data server and its authentication server, as ``ddisp`` knows them, over our projects."""

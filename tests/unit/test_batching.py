@@ -1,0 +1,201 @@
+"""Requests of many threads carried out together: who waits for whom, and what becomes of one that goes wrong."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+
+from server.batching import CONTENT, Batcher
+
+PATIENCE_S = 20.0
+LONG_S = 60.0
+"""A linger that a test would notice."""
+
+
+class Work:
+    """Doubles numbers; each batch stops until the test lets it go on, if it was told to hold."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.begun = threading.Semaphore(0)
+        self.go_on = threading.Semaphore(0)
+        self.hold = False
+        self.bad: set[int] = set()
+
+    def __call__(self, batch: list[int]) -> list[int]:
+        self.batches.append(list(batch))
+        if self.hold:
+            self.begun.release()
+            assert self.go_on.acquire(timeout=PATIENCE_S)
+        if self.bad & set(batch):
+            raise ValueError(f"bad: {sorted(self.bad & set(batch))}")
+        return [2 * each for each in batch]
+
+    def wait_begun(self) -> None:
+        assert self.begun.acquire(timeout=PATIENCE_S)
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(32) as found:
+        yield found
+
+
+def waiting(batcher: Batcher[int, int], count: int) -> None:
+    """Until so many requests wait for the next batch."""
+    deadline = time.monotonic() + PATIENCE_S
+    while len(batcher._waiting) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def held_up(batcher: Batcher[int, int], work: Work, pool: ThreadPoolExecutor, numbers: list[int]) -> list[Future[int]]:
+    """``numbers[0]`` alone in a batch that has begun, the others behind it."""
+    work.hold = True
+    futures = [pool.submit(batcher.do, numbers[0], work)]
+    work.wait_begun()
+    futures += [pool.submit(batcher.do, number, work) for number in numbers[1:]]
+    waiting(batcher, len(numbers) - 1)
+    return futures
+
+
+def test_one_request_alone_waits_for_nobody(pool: ThreadPoolExecutor) -> None:
+    batcher: Batcher[int, int] = Batcher(LONG_S)
+    work = Work()
+    for number in range(3 * CONTENT):
+        assert pool.submit(batcher.do, number, work).result(PATIENCE_S) == 2 * number
+    assert [len(batch) for batch in work.batches] == [1] * (3 * CONTENT)
+
+
+def test_what_comes_meanwhile_is_the_next_batch(pool: ThreadPoolExecutor) -> None:
+    batcher: Batcher[int, int] = Batcher(0.0)
+    work = Work()
+    futures = held_up(batcher, work, pool, [1, 2, 3, 4])
+    work.go_on.release(2)
+    assert [each.result(PATIENCE_S) for each in futures] == [2, 4, 6, 8]
+    assert [sorted(batch) for batch in work.batches] == [[1], [2, 3, 4]]
+
+
+def test_a_batch_waits_for_as_many_as_lately_came_together(pool: ThreadPoolExecutor) -> None:
+    batcher: Batcher[int, int] = Batcher(LONG_S)
+    work = Work()
+    futures = held_up(batcher, work, pool, [1, 2, 3])
+    work.go_on.release(2)
+    assert [each.result(PATIENCE_S) for each in futures] == [2, 4, 6]
+    work.hold = False
+    # Two came together, so the next batch waits for two, and no longer.
+    first = pool.submit(batcher.do, 10, work)
+    waiting(batcher, 1)
+    assert not first.done()
+    second = pool.submit(batcher.do, 11, work)
+    assert [first.result(PATIENCE_S), second.result(PATIENCE_S)] == [20, 22]
+    assert sorted(work.batches[-1]) == [10, 11]
+
+
+def test_company_that_does_not_come_is_waited_for_less_and_less(pool: ThreadPoolExecutor) -> None:
+    batcher: Batcher[int, int] = Batcher(0.001)
+    work = Work()
+    futures = held_up(batcher, work, pool, [1, 2, 3, 4])
+    work.go_on.release(2)
+    assert [each.result(PATIENCE_S) for each in futures] == [2, 4, 6, 8]
+    work.hold = False
+    for number in range(3):
+        assert batcher.do(number, work) == 2 * number
+    batcher._linger_s = LONG_S
+    assert pool.submit(batcher.do, 7, work).result(PATIENCE_S) == 14
+
+
+def test_two_leaders_work_at_once_and_the_third_request_waits(pool: ThreadPoolExecutor) -> None:
+    batcher: Batcher[int, int] = Batcher(0.0, leaders=2)
+    work = Work()
+    work.hold = True
+    first = pool.submit(batcher.do, 1, work)
+    work.wait_begun()
+    second = pool.submit(batcher.do, 2, work)
+    work.wait_begun()
+    others = [pool.submit(batcher.do, number, work) for number in (3, 4, 5)]
+    waiting(batcher, 3)
+    assert work.batches == [[1], [2]]
+    work.go_on.release(3)
+    assert [each.result(PATIENCE_S) for each in (first, second, *others)] == [2, 4, 6, 8, 10]
+    assert sorted(work.batches[2]) == [3, 4, 5]
+
+
+def test_what_is_wrong_with_one_harms_no_other(pool: ThreadPoolExecutor) -> None:
+    batcher: Batcher[int, int] = Batcher(0.0)
+    work = Work()
+    work.bad = {3}
+    futures = held_up(batcher, work, pool, [1, 2, 3, 4])
+    work.go_on.release(5)
+    assert [futures[index].result(PATIENCE_S) for index in (0, 1, 3)] == [2, 4, 8]
+    with pytest.raises(ValueError, match=r"bad: \[3\]"):
+        futures[2].result(PATIENCE_S)
+
+
+class Doorway:
+    """The batcher's mutex; whoever is named in ``held`` stops just after leaving it, until it may ``go_on``."""
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self.held: set[str] = set()
+        self.go_on = threading.Event()
+
+    def __enter__(self) -> None:
+        self._mutex.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._mutex.release()
+        if threading.current_thread().name in self.held:
+            self.held.discard(threading.current_thread().name)
+            assert self.go_on.wait(PATIENCE_S)
+
+
+def test_who_is_appointed_before_he_waits_hangs_nobody() -> None:
+    """Its turn was released once too often then: an error, and all others of the batch waited for ever."""
+    batcher: Batcher[int, int] = Batcher(0.0)
+    batcher._mutex = door = Doorway()  # type: ignore[assignment]
+    door.held.add("second")
+    work = Work()
+    work.hold = True
+    found: dict[str, int] = {}
+
+    def ask(name: str, number: int) -> threading.Thread:
+        def do() -> None:
+            found[name] = batcher.do(number, work)
+
+        thread = threading.Thread(target=do, name=name, daemon=True)
+        thread.start()
+        return thread
+
+    first = ask("first", 1)
+    work.wait_begun()
+    second = ask("second", 2)
+    waiting(batcher, 1)
+    third = ask("third", 3)
+    waiting(batcher, 2)
+    work.go_on.release(2)
+    first.join(PATIENCE_S)  # it has appointed the second, who does not wait yet
+    door.go_on.set()
+    for thread in (second, third):
+        thread.join(PATIENCE_S)
+    assert found == {"first": 2, "second": 4, "third": 6}
+
+
+@pytest.mark.parametrize("leaders", [1, 2, 3])
+def test_no_request_of_many_threads_is_lost_or_carried_out_twice(pool: ThreadPoolExecutor, leaders: int) -> None:
+    batcher: Batcher[int, int] = Batcher(0.0005, leaders=leaders)
+    work = Work()
+
+    def some(start: int) -> list[int]:
+        return [batcher.do(number, work) for number in range(start, start + 200)]
+
+    found = [pool.submit(some, 1000 * thread) for thread in range(16)]
+    for thread, future in enumerate(found):
+        assert future.result(PATIENCE_S) == [2 * (1000 * thread + each) for each in range(200)]
+    done = [number for batch in work.batches for number in batch]
+    assert len(done) == len(set(done)) == 16 * 200
+    assert batcher._leading == 0 and not batcher._waiting
