@@ -111,16 +111,25 @@ class ActClient:
         path.write_text(text)
         return name
 
-    def states(self) -> dict[str, str]:
-        """The state of each job, by name: asked as ``act`` asks, without starting it each time."""
-        answer = requests.get(
-            f"{self.system.url}/jobs",
-            params={"client": "jobname", "arc": "arcstate"},
-            headers={"Authorization": f"Bearer {self.token.read_text()}"},
-            timeout=30,
-        )
+    def asked(self, path: str, **params: str) -> Any:
+        """What the server answers when it is asked as ``act`` asks, without starting it each time."""
+        headers = {"Authorization": f"Bearer {self.token.read_text()}"}
+        answer = requests.get(f"{self.system.url}/{path}", params=params, headers=headers, timeout=30)
         assert answer.status_code == 200, answer.text
-        return {each["c_jobname"]: each["a_arcstate"] for each in answer.json()}
+        return answer.json()
+
+    def states(self) -> dict[str, str]:
+        """The state of each job, by name."""
+        listed = self.asked("jobs", client="jobname", arc="arcstate")
+        return {each["c_jobname"]: each["a_arcstate"] for each in listed}
+
+    def until_served(self) -> None:
+        """Return once harvester has told where it brings jobs: before, there is no cluster to hand one in to."""
+        wait_for(
+            lambda: self.system.cluster in self.asked("info")["clusters"],
+            lambda: f"{self.system.cluster} is served\n{self.system.logs()}",
+            DEADLINE_S,
+        )
 
     def until(self, **wanted: str) -> None:
         """Return once jobs are in these states."""
