@@ -42,9 +42,10 @@ class Spool:
 
     @classmethod
     def open(cls, folder: Path) -> Spool:
-        """The spool in ``folder``, made if it is not there."""
+        """The spool in ``folder``, made if it is not there; nobody else may be writing there."""
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            remove_parts(folder)
         except OSError as error:
             raise _failed(folder, error) from error
         return cls(folder)
@@ -110,6 +111,12 @@ def replace_file(path: Path, content: bytes) -> None:
     except BaseException:
         Path(name).unlink()
         raise
+
+
+def remove_parts(folder: Path, name: str = "") -> None:
+    """Remove what was left by a writer that was killed: parts of files called ``name``, else of all. Raises OSError."""
+    for path in folder.glob(f".{name}*"):
+        path.unlink()
 
 
 def _failed(folder: Path, error: OSError) -> PilotageError:

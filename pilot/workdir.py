@@ -22,7 +22,7 @@ from typing import Optional
 import msgspec
 
 from common.errors import ErrorCode, PilotageError
-from pilot.spool import Spool, replace_file
+from pilot.spool import Spool, remove_parts, replace_file
 
 
 class Identity(msgspec.Struct):
@@ -56,7 +56,12 @@ class WorkDir:
             os.close(self._lock)
             detail = f"work_dir {self.root}: another pilot runs here; give each pilot a folder of its own"
             raise PilotageError(ErrorCode.BAD_CONFIGURATION, detail) from error
-        self.spool = Spool.open(self.root / "spool")
+        try:
+            remove_parts(self.root, self._identity.name)
+            self.spool = Spool.open(self.root / "spool")
+        except OSError as error:
+            os.close(self._lock)
+            raise PilotageError(ErrorCode.FILE_HANDLING_FAILED, f"work_dir {self.root}: {error.strerror}") from error
 
     @property
     def jobs(self) -> Path:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -23,6 +24,8 @@ RENEW_AT = 0.5
 """A proxy is renewed when this part of its life is left: its person may have delegated anew long before."""
 LOOK_S = 600.0
 """How often, at most, it is looked whether one that is due can be renewed."""
+PART_S = 3600.0
+"""A file that was begun so long ago is nobody's any more: writing one takes a moment."""
 
 
 class NoProxy(Exception):
@@ -69,11 +72,16 @@ class Proxies:
         return self.path(proxy_id)
 
     def sweep(self, keep: Collection[int]) -> None:
-        """Remove those under which nothing runs any more. Raises OSError."""
+        """Remove those under which nothing runs any more, and what a harvester that was killed had begun. Raises OSError."""
         if not self._folder.is_dir():
             return
+        old = self._clock.now() - PART_S
         for file in self._folder.iterdir():
-            if file.stem.isdecimal() and int(file.stem) not in keep:
+            if file.name.startswith("."):
+                with suppress(FileNotFoundError):  # another lane's, and whole by now
+                    if file.stat().st_mtime < old:
+                        file.unlink()
+            elif file.stem.isdecimal() and int(file.stem) not in keep:
                 file.unlink(missing_ok=True)
 
     def _make(self, proxy_id: int, now: float) -> None:

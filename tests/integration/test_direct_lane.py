@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,7 @@ from harvester.backends.base import BackendError, StatusOutcome, SubmitOutcome, 
 from harvester.config import HarvesterConfig, QueueConfig
 from harvester.direct.book import Book
 from harvester.direct.lane import DirectLane
+from harvester.direct.proxies import PART_S
 from harvester.outcome import Outcome
 from harvester.store import Store
 from tests.services.certificates import Authority
@@ -431,6 +433,19 @@ def test_a_drained_queue_gets_nothing_new(rig: Rig) -> None:
     rig.store.set_drained(["q"], False)
     rig.round()
     assert [place.queue for place in rig.server.places] == ["q"]
+
+
+def test_a_harvester_killed_while_it_wrote_a_proxy_once_left_a_persons_key_for_ever(rig: Rig) -> None:
+    rig.round()
+    folder = rig.folder / "direct/proxies"
+    (left, being_written) = (folder / ".7.pem.abcdefgh", folder / ".8.pem.abcdefgh")
+    for part in (left, being_written):
+        part.write_text("PRIVATE KEY")
+    before = rig.clock.now() - 2 * PART_S
+    os.utime(left, (before, before))
+    rig.round()
+    assert not left.exists()
+    assert being_written.exists(), "another CE's jobs share the folder"
 
 
 def test_without_a_proxy_jobs_wait(rig: Rig) -> None:

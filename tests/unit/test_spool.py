@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +69,35 @@ def test_tokens_go_with_the_last_report_of_their_pilot(spool: Spool) -> None:
     assert spool.token(4) == "a"
     with pytest.raises(SecretFileError):
         spool.token(5)
+
+
+@pytest.mark.parametrize("kept", ["token", "report", "identity"])
+def test_a_pilot_killed_while_it_wrote_once_left_a_part_with_its_token(tmp_path: Path, kept: str) -> None:
+    """It is killed between the part and its name: the next pilot in the folder removes the part, and nothing else."""
+    work = WorkDir(tmp_path / "work")
+    work.spool.put(entry(1))
+    work.spool.save_token(4, "a-token")
+    work.identity("http://s", "mark")
+    work.close()
+    names = {path.name for path in work.root.rglob("*")}
+    writes = {
+        "token": "work.spool.save_token(4, 'another-token')",
+        "report": "work.spool.put(SpooledReport(server='s', pilot_id=4, job_id=2, report=FinishRequest(state='failed')))",
+        "identity": "work.identity('http://s', 'another mark')",
+    }
+    script = (
+        "import os, signal, sys; from pathlib import Path; from common.wire import FinishRequest\n"
+        "from pilot.spool import SpooledReport; from pilot.workdir import WorkDir\n"
+        "work = WorkDir(Path(sys.argv[1]))\n"
+        "Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n" + writes[kept]
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(work.root)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert len({path.name for path in work.root.rglob("*")} - names) == 1, "a part is there"
+    following = WorkDir(work.root)
+    assert {path.name for path in work.root.rglob("*")} == names
+    assert (following.spool.reports(), following.spool.token(4)) == ([entry(1)], "a-token")
+    following.close()
 
 
 def test_a_spool_that_cannot_be_written_says_so(tmp_path: Path) -> None:
