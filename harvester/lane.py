@@ -94,13 +94,14 @@ class Lane:
         workers = self._workers.alive(self.queues, [WorkerState.SUBMITTING])
         if not workers:
             return
+        # As the look begins: what came to the batch system while it lasted may not be in it.
+        settled = self._clock.monotonic() - self._cut_off_at >= self._settle_s()
         found = self._asked(
             workers, "workers can't be looked up", done,
             lambda: self.backend.find_by_marks([worker.mark for worker in workers]),
         )  # fmt: skip
         if found is None:
             return
-        settled = self._clock.monotonic() - self._cut_off_at >= self._settle_s()
         known = [worker for worker in workers if settled or worker.mark in found]
         self._apply([_recovered(worker, found.get(worker.mark)) for worker in known], done)
         self._secrets.remove(found)

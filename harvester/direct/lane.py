@@ -101,12 +101,13 @@ class DirectLane:
             person = self._person(proxy_id, runs, done)
             if person is None:
                 continue
+            # As the look begins: what came to the CE while it lasted may not be in it.
+            settled = self._clock.monotonic() - self._cut_off_at >= person.settle_s
             try:
                 found = person.find([run.mark for run in runs])
             except BackendError as error:
                 done.problems.append(f"{self.name}: jobs can't be looked up: {error}")
                 continue
-            settled = self._clock.monotonic() - self._cut_off_at >= person.settle_s
             for run in runs:
                 ref = found.get(run.mark)
                 if ref is not None:

@@ -313,6 +313,25 @@ def test_a_submission_that_was_not_answered_is_not_repeated(rig: Rig) -> None:
     assert sorted(rig.ce.jobs.values()) == MARKS
 
 
+def test_a_look_that_began_before_all_had_settled_once_had_a_job_submitted_twice(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CE that is slow: what it showed was older than the time at which it had been read."""
+    rig.ce.silent_after_submission = True
+    rig.round()
+    rig.ce.silent_after_submission = False
+
+    def slow(_: Sequence[str]) -> dict[str, WorkerRef]:
+        rig.clock.advance(Ce.settle_s + 1)
+        return {}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.ce, "find", slow)
+        rig.round()
+    rig.round()
+    assert sorted(rig.ce.jobs.values()) == MARKS
+
+
 def test_a_job_whose_files_are_gone_can_still_be_ended(rig: Rig) -> None:
     rig.server.lost_inputs = True
     rig.round()

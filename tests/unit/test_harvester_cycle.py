@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -13,7 +13,7 @@ from common.config import ConfigError
 from common.states import ResourceState, WorkerState
 from common.tokens import hash_secret
 from harvester import config as harvester_config
-from harvester.backends.base import StatusOutcome, SubmitOutcome, SubmitResult, WorkerSpec, fill
+from harvester.backends.base import StatusOutcome, SubmitOutcome, SubmitResult, WorkerRef, WorkerSpec, fill
 from harvester.backends.fake import FakeBackend
 from harvester.config import QueueConfig
 from harvester.outcome import Outcome
@@ -406,3 +406,39 @@ def test_the_default_command_is_the_script_beside_this_python() -> None:
     command = harvester_config.pilot_command(QueueConfig())
     assert command[0].endswith("/bin/pilotage")
     assert "{secret_file}" in command
+
+
+class SlowToShow(FakeBackend):
+    """Takes its time when it is asked for marks, in which what comes is not to be seen yet."""
+
+    settle_s = 10.0
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world.system)
+        self.clock = world.clock
+        self.looks_s = 0.0
+
+    def find_by_marks(self, marks: Sequence[str]) -> dict[str, WorkerRef]:
+        found = super().find_by_marks(marks) if not self.looks_s else {}
+        self.clock.advance(self.looks_s)
+        return found
+
+
+def test_a_look_that_began_before_all_had_settled_once_had_a_worker_submitted_twice(tmp_path: Path) -> None:
+    """What a slow batch system showed was older than the time at which it had been read."""
+    world = World(tmp_path)
+    world.backend = slow = SlowToShow(world)
+    world.start()
+    try:
+        world.system.lose_answers = True
+        world.run()
+        world.system.lose_answers = False
+        given = sorted(world.system.marks())
+        slow.looks_s = 20.0
+        world.run()
+        assert world.states() == {"submitting": len(given)}, "it may still turn up"
+        slow.looks_s = 0.0
+        world.run()
+        assert sorted(world.system.marks()) == given
+    finally:
+        world.close()
