@@ -112,7 +112,7 @@ class FakeServer:
 def end_local_workers(workers_dir: Path) -> None:
     """Kill all that the local backend has started there, those too that have only just been."""
     left = {path.name for path in workers_dir.iterdir() if path.is_dir()} if workers_dir.exists() else set()
-    give_up = time.monotonic() + 20.0
+    give_up = time.monotonic() + 120.0
     while True:
         # A process shows its environment only microseconds after its start: nobody may be seen twice in a row.
         found = [found for _ in range(2) for found in find_by_variable(MARK_VARIABLE, left).values()]

@@ -25,7 +25,7 @@ from harvester.backends.processes import ProcessId
 from tests.harvester_world import end_local_workers
 
 W = WorkerState
-DEADLINE_S = 20.0
+DEADLINE_S = 180.0
 LIVE = {W.SUBMITTED, W.RUNNING}
 
 

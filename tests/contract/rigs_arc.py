@@ -18,7 +18,7 @@ from tests.services.arc import QUEUE, ArcCe
 class ArcRig(Rig):
     """Jobs take some seconds to come and go. ``backend`` uses the person's proxy, unless ``options`` name another credential."""
 
-    deadline_s = 90.0
+    deadline_s = 300.0
 
     def __init__(self, folder: Path, ce: ArcCe, options: Mapping[str, Any] | None = None) -> None:
         self.folder = folder
@@ -27,7 +27,7 @@ class ArcRig(Rig):
             "url": ce.url,
             "ca_file": str(ce.authorities),
             "proxy_file": str(ce.proxy),
-            "timeout_s": 20.0,
+            "timeout_s": 60.0,
             **(options or {}),
         }
         self.submit_options: dict[str, Any] = {"queue": QUEUE}

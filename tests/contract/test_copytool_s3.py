@@ -85,19 +85,19 @@ def test_remove_takes_along_parts_of_a_killed_pilot(storage: S3Storage, s3: S3Se
 
 def test_stage_out_cancelled_between_parts_leaves_none(storage: S3Storage, s3_line: FaultyProxy, job: Path) -> None:
     (job / "f").write_bytes(PARTS)
-    s3_line.up.rate = 20e6
+    s3_line.up.rate = 6e6  # three seconds: it is not over before it is cancelled
     cancel, outcomes = threading.Event(), list[TransferOutcome]()
     copying = threading.Thread(
         target=lambda: outcomes.append(copy_out(storage, transfer(storage.url("f"), job / "f"), cancel))
     )
     copying.start()
-    wait_until(lambda: bool(uploads(storage)), "parts arrive", 20)
+    wait_until(lambda: bool(uploads(storage)), "parts arrive")
     cancel.set()
     cancelled_at = time.monotonic()
-    copying.join(20)
-    assert time.monotonic() - cancelled_at < 3
+    copying.join(120)
+    assert time.monotonic() - cancelled_at < 30
     assert code_of(outcomes[0]) is ErrorCode.STAGE_OUT_FAILED
-    wait_until(lambda: storage.names() == set(), "the parts are gone", 10)
+    wait_until(lambda: storage.names() == set(), "the parts are gone")
 
 
 # --- places and keys

@@ -28,7 +28,7 @@ from tests.services.xrootd import NODE_PYTHON, XrootdServer
 
 WORKERS = 4
 """Of each queue at a time."""
-TIMEOUT_S = 30.0
+TIMEOUT_S = 60.0
 STORE = "store"
 """The site of the storage: reached from all queues, and none of them its own."""
 IDLE_S = 12.0

@@ -16,9 +16,10 @@ import psutil
 
 T = TypeVar("T")
 
-START_S = 60.0
-"""How long a program may take until it is ready."""
-STOP_S = 25.0
+START_S = 180.0
+"""How long a program may take until it is ready. Deadlines are for machines with a slow disk and other work: none that
+passes ever uses them up."""
+STOP_S = 90.0
 """How long it may take to end: a pilot has 20 s to upload its log and to report."""
 POLL_S = 0.05
 
@@ -119,6 +120,9 @@ class Program:
 
     def kill9(self, deadline: float = STOP_S) -> None:
         """SIGKILL to the main process alone; returns when its helper processes have noticed and left."""
+        if self.running and self._process is not None:
+            # It gets no further while its helpers are looked up.
+            self._process.send_signal(signal.SIGSTOP)
         self._end(signal.SIGKILL, deadline)
 
     def kill9_all(self, deadline: float = STOP_S) -> None:
@@ -193,3 +197,15 @@ def words_of(process: psutil.Process) -> list[str]:
     with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
         return list(process.cmdline())
     return []
+
+
+def without_forks(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
+    """Those that no other one of them has started: a child has its parent's command line until it runs its own program."""
+    pids = {process.pid for process in processes}
+    return [process for process in processes if _parent(process) not in pids]
+
+
+def _parent(process: psutil.Process) -> int:
+    with suppress(psutil.NoSuchProcess):
+        return process.ppid()
+    return -1

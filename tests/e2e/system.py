@@ -38,7 +38,17 @@ from common.wire import (
     UnitView,
     WorkflowView,
 )
-from tests.e2e.program import STOP_S, Deadline, Program, gone, pilotage, processes_of, wait_for, words_of
+from tests.e2e.program import (
+    STOP_S,
+    Deadline,
+    Program,
+    gone,
+    pilotage,
+    processes_of,
+    wait_for,
+    without_forks,
+    words_of,
+)
 from tests.services.base import free_port
 
 __all__ = ["Deadline", "Program", "System", "gone", "wait_for"]
@@ -59,7 +69,7 @@ FAST = {
 """The knobs of a small system that is in a hurry; ``settings`` overrides them."""
 PILOT_FAST = {"PILOTAGE_PILOT_WATCH_S": "0.2", "PILOTAGE_PILOT_MEMORY_GRACE_S": "0.3"}
 """Configuration of the pilots; ``pilot_environment`` overrides it."""
-DEADLINE_S = 60.0
+DEADLINE_S = 180.0
 ALL = 100_000
 
 
@@ -151,7 +161,7 @@ class System:
             self.server.stop()
         # The wrappers around the pilots write down how these ended.
         with suppress(Deadline):
-            wait_for(lambda: not processes_of(self.folder), "the last processes end", 5.0)
+            wait_for(lambda: not processes_of(self.folder), "the last processes end", STOP_S)
 
     def _destroy(self) -> list[str]:
         """Kill whatever is left; what that was."""
@@ -324,7 +334,7 @@ class System:
     @property
     def pilots(self) -> list[psutil.Process]:
         """The living pilots (not the wrappers around them), those of a harvester that was killed too."""
-        return [process for process in processes_of(self.workers) if _is_pilot(words_of(process))]
+        return without_forks([process for process in processes_of(self.workers) if _is_pilot(words_of(process))])
 
     def pilot_logs(self) -> str:
         """All that the pilots have logged, those that have ended too."""
@@ -332,11 +342,13 @@ class System:
 
     def payloads(self, text: str) -> list[psutil.Process]:
         """The living processes of this system whose command line holds ``text``, pilots and programs left out."""
-        return [
-            process
-            for process in processes_of(self.folder)
-            if any(text in word for word in words_of(process)) and "common.cli.main" not in words_of(process)
-        ]
+        return without_forks(
+            [
+                process
+                for process in processes_of(self.folder)
+                if any(text in word for word in words_of(process)) and "common.cli.main" not in words_of(process)
+            ]
+        )
 
     def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run ``pilotage`` as the admin to its end."""

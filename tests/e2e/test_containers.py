@@ -34,7 +34,7 @@ def test_real_registry_the_jobs_of_two_pilots_share_an_image_that_is_pulled_once
             outputs=[{"pattern": "who.txt", "storage": "disk"}],
             requirements={"cores": 1, "memory_mb": 100, "disk_mb": 50},
         )
-        system.wait_task(task, "done", 60)
+        system.wait_task(task, "done")
         said = [Path(output.url.removeprefix("file://")).read_text().split() for output in system.outputs(task)]
         assert said == [["yes", "0"]] * 4, "the image's own environment, and nothing of the pilot's"
         assert len(list((tmp_path / "images").glob("*.sif"))) == 1

@@ -7,17 +7,18 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.e2e.program import words_of
+
 for module in ("falcon", "granian", "uproot", "matplotlib"):
     pytest.importorskip(module)
 
-DEADLINE_S = 120.0
+DEADLINE_S = 400.0
 
 
 def command(folder: Path, *more: str) -> list[str]:
@@ -32,7 +33,8 @@ def left_behind(folder: Path) -> list[str]:
             words = process.cmdline()
             if process.status() != psutil.STATUS_ZOMBIE and str(folder) in " ".join([*words, process.cwd()]):
                 found.append(f"{process.pid} {' '.join(words)}")
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
+        # The last one comes of a process that ends while it is looked at.
+        except (psutil.NoSuchProcess, psutil.AccessDenied, FileNotFoundError):
             continue
     return found
 
@@ -81,12 +83,10 @@ def running(folder: Path) -> Iterator[Running]:
 
 
 def test_the_demo_finds_the_z_boson(folder: Path) -> None:
-    started = time.monotonic()
     done = subprocess.run(
         command(folder, "--units", "20", "--events", "3000"), capture_output=True, text=True, timeout=DEADLINE_S
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    assert time.monotonic() - started < DEADLINE_S
     numbers = json.loads((folder / "z-fit.json").read_text())
     assert abs(numbers["mass"]["value"] - 91.1876) < 5 * numbers["mass"]["error"] < 0.5
     assert f"{numbers['mass']['value']:.3f} ± {numbers['mass']['error']:.3f} GeV" in done.stdout
@@ -110,7 +110,7 @@ def test_an_interrupted_demo_leaves_no_process(running: Running, folder: Path, n
 @pytest.mark.parametrize("name", ["server", "harvester"])
 def test_a_program_that_dies_is_named(running: Running, folder: Path, name: str) -> None:
     running.read_until(r"[1-9]\d* running")
-    programs = [child for child in psutil.Process(running.process.pid).children() if name in child.cmdline()]
+    programs = [child for child in psutil.Process(running.process.pid).children() if name in words_of(child)]
     assert len(programs) == 1
     programs[0].kill()
     assert running.end() == 1, running.output

@@ -99,13 +99,13 @@ def test_real_xrootd_that_is_down_costs_a_site_fault_and_succeeds_when_it_is_bac
     system.storage("xrd", f"{xrootd.url}/failures")
     with xrootd.outage():
         task = system.task(input=file_input(described("in.dat", content, "xrd")), jobscript=NOTHING)
-        failed = system.wait_jobs(task, "failed", deadline=60)[0]
+        failed = system.wait_jobs(task, "failed", deadline=QUICK_S)[0]
         unit = only_unit(system, task)
     assert failed.error_code in (ErrorCode.STAGE_IN_FAILED, ErrorCode.REPLICA_NOT_FOUND)
     assert "xrd" in failed.error_detail
     assert unit.state in ("ready", "reserved")
     assert unit.other_failures >= 1 and unit.payload_failures == 0
-    system.wait_task(task, "done", 60)
+    system.wait_task(task, "done", QUICK_S)
     assert bad_replicas(system, task) == []
     system.assert_sums(task, 1)
 
@@ -229,16 +229,17 @@ def test_storage_that_takes_no_files_keeps_its_tasks_waiting(system: System) -> 
     assert (unit.payload_failures, unit.other_failures) == (0, 0)
 
 
-def test_storage_that_closes_while_the_payload_runs_costs_no_attempt(system: System) -> None:
+def test_storage_that_closes_while_the_payload_runs_costs_no_attempt(system: System, gate: Path) -> None:
     system.storage("closing")
     closing = {"name": "closing", "site": "here", "endpoints": [{"url": system.storages["closing"]}]}
     task = system.task(
-        jobscript="#!/bin/sh\necho kept-all-the-same\nsleep 2\necho x > out.txt\n",
+        jobscript=f"#!/bin/sh\necho kept-all-the-same\nwhile [ ! -e {gate} ]; do sleep 0.05; done\necho x > out.txt\n",
         outputs=[{"pattern": "out.txt", "storage": "closing"}],
         max_attempts=1,
     )
     system.wait_jobs(task, "running", deadline=QUICK_S)
     system.put("/v1/storages/closing", {**closing, "status": "offline"})
+    gate.touch()
     failed = system.wait_jobs(task, "failed", deadline=QUICK_S)[0]
     assert failed.error_code == ErrorCode.NO_STORAGE
     assert "closing" in failed.error_detail

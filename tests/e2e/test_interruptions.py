@@ -22,6 +22,7 @@ from tests.e2e.looks import (
     only_unit,
     path_of,
 )
+from tests.e2e.program import words_of
 from tests.e2e.system import System, gone, wait_for
 from tests.services.xrootd import XrootdServer
 
@@ -34,7 +35,7 @@ def test_killed_task_loses_its_payload_within_seconds_and_keeps_its_log(system: 
     system.wait(lambda: len(system.payloads(f"{LONG_S}.25")) >= 6, "two payloads run", QUICK_S)
     running = system.payloads(f"{LONG_S}.25")
     system.command(task, "kill")
-    wait_for(lambda: all(map(gone, running)), "the payload's processes are gone", 10.0)
+    wait_for(lambda: all(map(gone, running)), "the payload's processes are gone", QUICK_S)
     jobs = system.wait_jobs(task, "cancelled", 2, QUICK_S)
     assert system.view(task).state == "aborted"
     assert {job.error_code for job in jobs} <= {ErrorCode.KILLED_BY_SERVER, ErrorCode.TASK_CANCELLED}
@@ -100,7 +101,7 @@ def test_what_a_jobscript_does_not_list_as_processed_is_done_by_another_job(
         jobscript=TAKE_TWO_PROCESS_ONE.format(command=command, listed=listed),
         outputs=[{"pattern": "out.txt", "storage": "disk"}],
     )
-    system.wait_task(task, "done", 40)
+    system.wait_task(task, "done", QUICK_S)
     jobs = system.jobs(task)
     units = system.units(task)
     assert all(job.state == "finished" for job in jobs), system.describe(task)
@@ -152,8 +153,8 @@ while :; do sleep 1; done
     task = system.task(jobscript=stubborn)
     system.wait(gate.exists, "the payload runs", QUICK_S)
     job = system.wait(lambda: alive(system, task), "its job")[0]
-    (pilot,) = [one for one in system.pilots if any("jobscript" in " ".join(child.cmdline()) for child in below(one))]
-    payload = [child for child in below(pilot) if "jobscript" in " ".join(child.cmdline())]
+    (pilot,) = [one for one in system.pilots if any("jobscript" in " ".join(words_of(child)) for child in below(one))]
+    payload = [child for child in below(pilot) if "jobscript" in " ".join(words_of(child))]
     told = time.time()
     pilot.terminate()
     wait_for(lambda: gone(pilot), "the pilot ends", 20.0)

@@ -101,7 +101,7 @@ def hello(system: System, git: Path, *more: str) -> int:
 
 def check_hello(system: System, task: int) -> None:
     workflow = system.view(task).workflow_id
-    system.wait_task(task, "done", 60)
+    system.wait_task(task, "done")
     outputs = sorted(system.outputs(task), key=text_of)
     said = [f"Hello world monte-carlo-{workflow:06d}-00000{n} 00000{n} MONTECARLO\n" for n in (1, 2, 3)]
     assert [text_of(each) for each in outputs] == said
@@ -150,7 +150,7 @@ def test_all_of_justins_variables_are_there(grid: System) -> None:
 
 def test_the_events_come_by_justins_names_in_its_order(grid: System, repository: Path) -> None:
     task = hello(grid, repository)
-    grid.wait_task(task, "done", 60)
+    grid.wait_task(task, "done")
     workflow = str(grid.view(task).workflow_id)
     table = grid.cli("justin", "show-events", "--workflow-id", workflow)
     keep("justin-show-events", table.stdout)
@@ -193,8 +193,8 @@ def test_two_stages_take_files_one_at_a_time_and_no_more_than_twenty(grid: Syste
     done = grid.cli("submit", str(tmp_path / "w.json"), "--json")
     assert done.returncode == 0, done.stderr
     first, second = (each["id"] for each in json.loads(done.stdout)["tasks"])
-    grid.wait_task(first, "done", 60)
-    grid.wait_task(second, "done", 60)
+    grid.wait_task(first, "done")
+    grid.wait_task(second, "done")
     jobs = grid.jobs(first)
     assert max(job.n_units for job in jobs) <= 20 and len(jobs) >= 2
     text = "".join(text_of(each) for each in grid.outputs(second))

@@ -77,13 +77,13 @@ def test_from_a_query_to_confirmed_outputs(system: System, world: MetaCatWorld, 
     assert done.returncode == 0, done.stderr
     workflow = int(done.stdout.split(": ")[1])
     task = system.calls.workflow(workflow).tasks[0].id
-    system.wait_task(task, "done", 90)
+    system.wait_task(task, "done")
 
     def confirmed() -> bool:
         ours = [each for did, each in world.files.items() if did.startswith("usertests:")]
         return len(ours) == FILES and all(each["metadata"]["dune.output_status"] == "confirmed" for each in ours)
 
-    system.wait(confirmed, "all outputs are confirmed", 30)
+    system.wait(confirmed, "all outputs are confirmed")
     dids = {did for did in world.files if did.startswith("usertests:")}
     assert {output.did for output in system.outputs(task)} == dids
     fids = {each["fid"]: did for did, each in world.files.items()}

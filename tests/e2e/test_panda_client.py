@@ -181,8 +181,8 @@ def test_tasks_are_killed_finished_and_retried(session: Session, work: Path, gat
     failed = session.prun(
         work, "--outDS", f"user.{NAME}.failed", "--nJobs", "1", "--maxAttempt", "1", "--exec", fails, *common
     )
+    system.wait_task(failed, "failed")  # before the next one takes all slots and waits in them
     finished = session.prun(work, "--outDS", f"user.{NAME}.finished", "--nJobs", "9", "--exec", waits, *common)
-    system.wait_task(failed, "failed")
     Path(f"{gate}.mended").touch()
     system.wait_jobs(finished, "running")
     assert "ERROR" not in session("pbook", "finish", str(finished), "--soft")

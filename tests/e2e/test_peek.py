@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tests.e2e.looks import QUICK_S
 from tests.e2e.system import System
-
-QUICK_S = 60.0
 
 
 def test_a_running_job_shows_itself(system: System, gate: Path) -> None:
     script = f"""#!/bin/sh
 echo hello from the payload
-mkdir results; echo 42 > results/fit.log; ln -s /etc/passwd results/stolen
+mkdir results; echo 42 > results/fit.log; ln -s /etc/passwd results/stolen; touch {gate}.waits
 while [ ! -e {gate} ]; do sleep 0.2; done
 echo more >> results/fit.log
 """
     task = system.task(jobscript=script)
     (job,) = system.wait_jobs(task, "running")
+    system.wait(Path(f"{gate}.waits").exists, "the payload waits", QUICK_S)
 
     def peek(*arguments: str) -> str:
         done = system.cli("job", "peek", str(job.id), *arguments)

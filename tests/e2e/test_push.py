@@ -29,7 +29,7 @@ def test_twenty_units_through_a_push_queue_and_a_harvester_that_is_killed(
         system.wait_jobs(task, "finished", 3)
         system.harvester.kill9()
         system.harvester.start()
-        system.wait_task(task, "done", 150.0)
+        system.wait_task(task, "done")
         system.assert_sums(task, COUNT)
         jobs = system.jobs(task)
         assert Counter(job.state.value for job in jobs if job.state != "closed") == {"finished": COUNT}

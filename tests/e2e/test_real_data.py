@@ -87,7 +87,7 @@ def test_real_xrootd_real_apptainer_every_dimuon_file_yields_its_z_bosons(
             requirements={"cores": 1, "memory_mb": 700, "disk_mb": 100},
             files_per_job=2,
         )
-        system.wait_task(task, "done", 120)
+        system.wait_task(task, "done")
         check_results(system, task, xrootd, len(files))
         check_storage(system, task, xrootd, folder, len(files))
 

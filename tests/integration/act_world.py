@@ -17,7 +17,7 @@ from tests.services.certificates import write_proxy
 
 NAME = "grid"
 """Our queue."""
-DEADLINE_S = 120.0
+DEADLINE_S = 300.0
 USERS_FROM, USERS = 100_000, 1_000_000
 """``act`` reads ``/tmp/x509up_u<user>`` whatever its configuration says: each run is a user of its own there."""
 
@@ -49,8 +49,8 @@ class ActSystem(System):
                     "url": self.ce.url,
                     "ca_file": str(self.ce.authorities),
                     "proxy_file": str(self.ce.proxy),
-                    "timeout_s": 20.0,
-                    "settle_s": 2.0,
+                    "timeout_s": 60.0,
+                    "settle_s": 8.0,
                 },
                 "submit": {"queue": QUEUE},
             }
@@ -97,7 +97,7 @@ class ActClient:
         inside = ["unshare", "--user", f"--map-user={self.user}", sys.executable, str(script), *words]
         environment = {"HOME": str(self.home), "PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "PYTHONSAFEPATH": "1"}
         done = subprocess.run(
-            inside, cwd=self.home, env=environment, capture_output=True, text=True, timeout=120, check=False
+            inside, cwd=self.home, env=environment, capture_output=True, text=True, timeout=300, check=False
         )
         self.transcript.append(f"$ act {' '.join(words)}\n{done.stdout}{done.stderr}")
         assert done.returncode == code, self.transcript[-1]
@@ -114,7 +114,7 @@ class ActClient:
     def asked(self, path: str, **params: str) -> Any:
         """What the server answers when it is asked as ``act`` asks, without starting it each time."""
         headers = {"Authorization": f"Bearer {self.token.read_text()}"}
-        answer = requests.get(f"{self.system.url}/{path}", params=params, headers=headers, timeout=30)
+        answer = requests.get(f"{self.system.url}/{path}", params=params, headers=headers, timeout=120)
         assert answer.status_code == 200, answer.text
         return answer.json()
 

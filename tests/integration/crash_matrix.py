@@ -36,7 +36,7 @@ from tests.harvester_world import FakeServer
 
 PILOTS = 3
 """Workers that each queue should have."""
-DEADLINE_S = 120.0
+DEADLINE_S = 240.0
 PAUSE_S = 0.05
 
 WRITES = {

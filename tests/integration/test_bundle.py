@@ -117,7 +117,7 @@ def test_real_bundle_gets_its_signals(bundle: Bundle, cache: dict[str, str], tmp
             break
     pilot.send_signal(signal.SIGTERM)
     pilot.stderr.read()
-    assert pilot.wait(20) == 143, log
+    assert pilot.wait(120) == 143, log
 
 
 def test_real_bundle_starts_at_once_when_it_is_unpacked(bundle: Bundle, cache: dict[str, str]) -> None:

@@ -127,7 +127,7 @@ def test_kill_resub_and_clean(system: ActSystem, act: ActClient) -> None:
     assert act("cat", "-n", "again") == "second time\n"
     assert "Cleaned 2 jobs" in act("clean")
     assert act("stat") == ""
-    wait_for(lambda: not list(Path(system.ce.folder / "session").iterdir()), "the CE is clean", 60)
+    wait_for(lambda: not list(Path(system.ce.folder / "session").iterdir()), "the CE is clean", 240)
     assert "there is no state" in act("stat", "-s", "nonsense", code=1)
     assert "no such cluster" in act("sub", "--clusterlist", "elsewhere", "long.xrsl")
     keep("act-kill-resub-clean", "\n".join(act.transcript))
@@ -150,7 +150,7 @@ def test_harvester_killed_again_and_again_runs_each_job_once(system: ActSystem, 
 
 
 def test_the_ce_keeps_the_mark_in_either_language(arc_ce: ArcCe, tmp_path: Path) -> None:
-    options = {"url": arc_ce.url, "ca_file": str(arc_ce.authorities), "proxy_file": "/unused", "timeout_s": 20.0}
+    options = {"url": arc_ce.url, "ca_file": str(arc_ce.authorities), "proxy_file": "/unused", "timeout_s": 60.0}
     ce = ArcDirect.create(options, arc_ce.proxy, tmp_path, SystemClock())
     ce.prepare()
     outcomes = [
@@ -165,7 +165,7 @@ def test_the_ce_keeps_the_mark_in_either_language(arc_ce: ArcCe, tmp_path: Path)
     found = again.find([outcome.mark for outcome in outcomes])
     assert {mark: ref.batch_id for mark, ref in found.items()} == {each.mark: each.batch_id for each in outcomes[:3]}
     refs = list(found.values())
-    wait_for(lambda: {each.state for each in ce.status(refs).values()} == {WorkerState.FINISHED}, "all end", 60)
+    wait_for(lambda: {each.state for each in ce.status(refs).values()} == {WorkerState.FINISHED}, "all end", 240)
     assert ce.clean(refs) == {} and ce.clean(refs) == {}
     assert ce.files(refs[0].batch_id) is None
 

@@ -45,7 +45,7 @@ class Slot:
         return SupervisedProcess.start(prepare_payload(folder, definition, HOST, self.settings))
 
     def run(self, folder: JobFolder, **fields: Any) -> PayloadEnd:
-        return self.start(folder, **fields).wait(60)
+        return self.start(folder, **fields).wait(240)
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def folder(tmp_path: Path) -> JobFolder:
     return JobFolder.create(tmp_path, "1")
 
 
-def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+def until(condition: Callable[[], object], seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true"
@@ -142,7 +142,7 @@ echo '{"files": 3}' > out.txt.json
     assert read_processed(folder.work).dids == ["s:a", "s:b", "s:c"]
     collected = collect_outputs(folder.work, [OutputPattern(pattern="out.*")])
     assert [(file.name, file.attributes) for file in collected.files] == [("out.txt", {"files": 3})]
-    assert took < 10  # six calls, each of milliseconds
+    assert took < 60  # six calls, each of milliseconds, and a container's start
 
 
 def test_real_apptainer_exit_codes_and_signals(slot: Slot, tmp_path: Path) -> None:
@@ -183,11 +183,11 @@ def test_real_apptainer_payload_is_killed_with_its_whole_tree(slot: Slot, folder
     until(lambda: len(with_mark(mark)) >= 3)
     if how == "kill":
         process.kill("test", grace_s=0.3)
-        assert process.wait(15).killed == "test"
+        assert process.wait(120).killed == "test"
     else:
         os.kill(process.supervisor_pid, signal.SIGKILL)
-        assert process.wait(15).error is ErrorCode.SUPERVISOR_DIED
-    until(lambda: with_mark(mark) == [], 3)
+        assert process.wait(120).error is ErrorCode.SUPERVISOR_DIED
+    until(lambda: with_mark(mark) == [])
 
 
 def test_real_apptainer_payload_gets_the_time_to_end_itself(slot: Slot, folder: JobFolder) -> None:
@@ -196,7 +196,7 @@ def test_real_apptainer_payload_gets_the_time_to_end_itself(slot: Slot, folder: 
     )
     until((folder.work / "up").exists)
     process.kill("drain", grace_s=20)
-    end = process.wait(15)
+    end = process.wait(120)
     assert end.killed == "drain" and (folder.work / "saved").exists()
 
 

@@ -248,7 +248,7 @@ def test_a_job_of_the_same_name_that_came_late_is_ended(rig: ArcRig) -> None:
     other = {first.batch_id: second, second.batch_id: first}[found.batch_id]
     assert found.batch_id in (first.batch_id, second.batch_id)
     twin = WorkerRef("twin", other.batch_id)
-    wait_until(lambda: rig.backend.status([twin])["twin"].state not in (W.SUBMITTED, W.RUNNING), "the twin ends", 20)
+    wait_until(lambda: rig.backend.status([twin])["twin"].state not in (W.SUBMITTED, W.RUNNING), "the twin ends")
     assert rig.restarted().find_by_marks([spec.mark]) == {spec.mark: found}
 
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -28,14 +28,14 @@ from tests.services.base import wait_until
 from tests.services.htcondor import CondorPool
 
 NEVER = {"requirements": "false"}  # no slot will do
-MINUTE = 60.0
+SOON_S = 240.0
 SECRET = "pls_test-secret-value"
 
 
 @pytest.fixture
 def rig(condor_pool: CondorPool, tmp_path: Path) -> Iterator[HtcondorRig]:
     made = HtcondorRig(condor_pool, tmp_path)
-    made.deadline_s = MINUTE
+    made.deadline_s = SOON_S
     yield made
     made.close()
 
@@ -247,9 +247,17 @@ def test_a_schedd_that_hangs_is_not_waited_for(rig: HtcondorRig) -> None:
             impatient.status([ref])
         with pytest.raises(BackendError):
             impatient.submit([spec])
-        assert time.monotonic() - begun < 6
-    assert impatient.status([ref])[ref.mark].state is W.SUBMITTED
+        assert time.monotonic() - begun < 40
+    # It has to wake up, and answers the impatient one as soon as that may be.
+    wait_until(partial(_answered, impatient, ref), "the schedd answers again")
     assert rig.backend.find_by_marks([spec.mark]) == {}
+
+
+def _answered(backend: CondorBackend, ref: WorkerRef) -> bool:
+    try:
+        return backend.status([ref])[ref.mark].state is W.SUBMITTED
+    except BackendError:
+        return False
 
 
 def test_a_pool_that_is_not_there(tmp_path: Path, rig: HtcondorRig) -> None:
@@ -279,7 +287,7 @@ def test_a_job_whose_files_were_never_sent_counts_as_never_arrived_and_goes(rig:
     """Killed between the schedd's commit and the upload: the job can never start, and its mark is submitted again."""
     spec = rig.spec()
     tokens = str(rig.options.token_dir)
-    subprocess.run([sys.executable, "-c", HALF, rig.pool.pool, tokens, spec.mark], check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", HALF, rig.pool.pool, tokens, spec.mark], check=True, timeout=180)
     listed = rig.pool.command(
         "condor_q", "-allusers", "-constraint", f'PilotageMark == "{spec.mark}"', "-format", "%d\n", "JobStatus"
     )
@@ -291,15 +299,27 @@ def test_a_job_whose_files_were_never_sent_counts_as_never_arrived_and_goes(rig:
     assert rig.backend.find_by_marks([spec.mark]) == {spec.mark: ref}
 
 
+def _submit(rig: HtcondorRig, specs: list[WorkerSpec]) -> None:
+    rig.restarted().submit(specs)
+
+
+def _forked(work: Callable[[], None]) -> int:
+    """Do ``work`` in a process that ends with it, however that ends; its id."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return child
+
+
 def test_an_upload_that_was_cut_off_leaves_no_worker(rig: HtcondorRig, tmp_path: Path) -> None:
     big = tmp_path / "big"
     with big.open("wb") as file:
         file.truncate(1_500_000_000)
     spec = changed(rig.spec(), files={"pilotage": big})
-    child = os.fork()
-    if child == 0:
-        rig.restarted().submit([spec])
-        os._exit(0)
+    child = _forked(partial(_submit, rig, [spec]))
     query = (
         "condor_q",
         "-allusers",
@@ -324,10 +344,7 @@ def test_killed_at_any_moment_of_a_submission_it_finds_what_arrived(rig: Htcondo
     rig.pool.remove_all()
     for part in (0.4, 0.7, 0.8, 0.9, 1.0):
         specs = [changed(rig.spec(), submit=NEVER) for _ in range(30)]
-        child = os.fork()
-        if child == 0:
-            rig.restarted().submit(specs)
-            os._exit(0)
+        child = _forked(partial(_submit, rig, specs))
         time.sleep(part * whole_s)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)

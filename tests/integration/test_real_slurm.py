@@ -37,7 +37,8 @@ from tests.services.slurm import SlurmCluster
 from tests.services.sshd import SshServer
 
 W = WorkerState
-MINUTE_S = 60.0
+SOON_S = 240.0
+"""Slurm looks after some things every half minute, and this machine may be busy."""
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_scancel_of_a_running_worker(rig: SlurmRig) -> None:
     (ref,) = rig.submit(rig.spec())
     rig.until(ref, W.RUNNING)
     rig.cluster.call("scancel", ref.batch_id)
-    outcome = _within_a_minute(rig, ref, W.CANCELLED)
+    outcome = _soon(rig, ref, W.CANCELLED)
     assert outcome.native == "CANCELLED"
     assert "it was cancelled" in outcome.reason
 
@@ -74,7 +75,7 @@ def test_scancel_of_waiting_workers_that_slurm_forgets_at_once(rig: SlurmRig) ->
     assert [statuses[ref.mark].state for ref in refs] == [W.SUBMITTED, W.CANCELLED, W.CANCELLED, W.SUBMITTED]
     assert rig.backend.kill(refs) == {}
     for ref in refs:
-        _within_a_minute(rig, ref, W.CANCELLED)
+        _soon(rig, ref, W.CANCELLED)
 
 
 def test_time_limit_and_the_notice_before_it(rig: SlurmRig) -> None:
@@ -89,12 +90,12 @@ def test_time_limit_and_the_notice_before_it(rig: SlurmRig) -> None:
     # Minutes are what Slurm counts in: an admin has them end sooner.
     rig.cluster.call("scontrol", "update", f"JobId={ref.batch_id}", "EndTime=now+1seconds")
     rig.cluster.call("scontrol", "update", f"JobId={noticed.batch_id}", "EndTime=now+100seconds")
-    outcome = _within_a_minute(rig, ref, W.FAILED)
+    outcome = _soon(rig, ref, W.FAILED)
     assert outcome.native == "TIMEOUT"
     assert "it reached its time limit" in outcome.reason
     assert rig.backend.fetch_logs({ref: rig.folder / "log"}) == {}
     assert "DUE TO TIME LIMIT" in (rig.folder / "log" / "stderr").read_text()
-    outcome = _within_a_minute(rig, noticed, W.FAILED)
+    outcome = _soon(rig, noticed, W.FAILED)
     assert (outcome.native, outcome.exit_code) == ("FAILED", 9)
     assert _stdout(rig, noticed).split() == ["ready", "told"]
 
@@ -104,12 +105,12 @@ def test_requeued_worker_waits_and_runs_again(rig: SlurmRig) -> None:
     rig.until(ref, W.RUNNING)
     _wait_for(lambda: len(_starts(rig, ref)) == 1)
     rig.cluster.call("scontrol", "requeuehold", ref.batch_id)
-    outcome = _within_a_minute(rig, ref, W.HELD)
+    outcome = _soon(rig, ref, W.HELD)
     assert "JobHeld" in outcome.reason or "held" in outcome.reason.lower()
     rig.cluster.call("scontrol", "release", ref.batch_id)
-    _within_a_minute(rig, ref, W.SUBMITTED, W.RUNNING)
+    _soon(rig, ref, W.SUBMITTED, W.RUNNING)
     rig.cluster.call("scontrol", "update", f"JobId={ref.batch_id}", "StartTime=now")
-    _within_a_minute(rig, ref, W.RUNNING)
+    _soon(rig, ref, W.RUNNING)
     _wait_for(lambda: _starts(rig, ref) == [ref.batch_id.partition("_")[0]] * 2)
 
 
@@ -117,13 +118,13 @@ def test_held_suspended_and_back(rig: SlurmRig) -> None:
     (waits,) = rig.submit(_waiting(rig))
     assert rig.backend.status([waits])[waits.mark].state is W.SUBMITTED
     rig.cluster.call("scontrol", "hold", waits.batch_id)
-    assert _within_a_minute(rig, waits, W.HELD).reason.startswith("PENDING: JobHeld")
+    assert _soon(rig, waits, W.HELD).reason.startswith("PENDING: JobHeld")
     (runs,) = rig.submit(rig.spec())
     rig.until(runs, W.RUNNING)
     rig.cluster.call("scontrol", "suspend", runs.batch_id)
-    assert _within_a_minute(rig, runs, W.HELD).native == "SUSPENDED"
+    assert _soon(rig, runs, W.HELD).native == "SUSPENDED"
     rig.cluster.call("scontrol", "resume", runs.batch_id)
-    _within_a_minute(rig, runs, W.RUNNING)
+    _soon(rig, runs, W.RUNNING)
 
 
 def test_node_down(rig: SlurmRig) -> None:
@@ -134,10 +135,10 @@ def test_node_down(rig: SlurmRig) -> None:
         assert rig.until(ref, W.RUNNING).host == "node3"
     rig.cluster.call("scontrol", "update", "NodeName=node3", "State=DOWN", "Reason=test")
     try:
-        outcome = _within_a_minute(rig, gone, W.FAILED)
+        outcome = _soon(rig, gone, W.FAILED)
         assert outcome.native == "NODE_FAIL"
         assert "its node failed" in outcome.reason
-        _within_a_minute(rig, requeued, W.SUBMITTED)
+        _soon(rig, requeued, W.SUBMITTED)
     finally:
         if rig.cluster.node_state("node3") != "idle":
             rig.cluster.call("scontrol", "update", "NodeName=node3", "State=RESUME")
@@ -158,8 +159,8 @@ def test_controller_down_for_a_while_changes_nothing(rig: SlurmRig) -> None:
         assert refused.result is SubmitResult.UNKNOWN
         assert isinstance(_down(lambda: quick.find_by_marks([ref.mark])), BackendError)
         assert isinstance(_down(lambda: quick.kill([ref])), BackendError)
-        assert time.monotonic() - began < 25
-    assert _within_a_minute(rig, ref, W.RUNNING).state is W.RUNNING
+        assert time.monotonic() - began < 100
+    assert _soon(rig, ref, W.RUNNING).state is W.RUNNING
     assert rig.backend.status([done])[done.mark].state is W.FINISHED
     with pytest.raises(BackendError, match="may still arrive"):
         rig.backend.find_by_marks([spec.mark])
@@ -190,10 +191,16 @@ def test_all_answers_as_json_and_plain_say_the_same(rig: SlurmRig) -> None:
     rig.until(refs[0], W.RUNNING)
     rig.until(refs[1], W.FINISHED)
     rig.until(refs[2], W.FAILED)
-    told = {
-        words: SlurmBackend.create({**rig.options, "answers": words}, rig.folder, FrozenClock()).status(refs)
+    backends = {
+        words: SlurmBackend.create({**rig.options, "answers": words}, rig.folder, FrozenClock())
         for words in ("json", "plain")
     }
+    told = {words: backend.status(refs) for words, backend in backends.items()}
+    for _ in range(10):  # why a worker waits changes by itself, and may have done so between the two
+        if told["json"] == told["plain"]:
+            break
+        threading.Event().wait(1.0)
+        told = {words: backend.status(refs) for words, backend in backends.items()}
     assert told["json"] == told["plain"]
 
 
@@ -205,7 +212,7 @@ def test_two_nodes_start_two_pilots(rig: SlurmRig) -> None:
     _wait_for(lambda: output.exists() and output.read_text().count("on ") == 2)
     assert len(set(output.read_text().split("\n")[:2])) == 2, "each on a node of its own"
     assert rig.backend.kill([ref]) == {}
-    _within_a_minute(rig, ref, W.CANCELLED)
+    _soon(rig, ref, W.CANCELLED)
 
 
 def test_refusal_carries_the_words_of_sbatch(rig: SlurmRig) -> None:
@@ -242,7 +249,7 @@ def test_only_waiting_workers_are_withdrawn(rig: SlurmRig) -> None:
     load = rig.backend.backlog({"partition": "main"})
     assert (load.waiting, load.running) == (1, 1)
     assert rig.backend.withdraw([runs, waits]) == {}
-    _within_a_minute(rig, waits, W.CANCELLED)
+    _soon(rig, waits, W.CANCELLED)
     assert rig.backend.status([runs])[runs.mark].state is W.RUNNING
 
 
@@ -255,7 +262,7 @@ def test_one_job_a_worker_where_there_are_no_arrays(slurm: SlurmCluster, tmp_pat
         rig.until(stay, W.RUNNING)
         assert rig.restarted().find_by_marks([good.mark, stay.mark]) == {good.mark: good, stay.mark: stay}
         assert rig.backend.kill([stay]) == {}
-        _within_a_minute(rig, stay, W.CANCELLED)
+        _soon(rig, stay, W.CANCELLED)
     finally:
         rig.close()
 
@@ -450,7 +457,7 @@ def test_configuration_of_the_how_to_runs_a_worker(
     try:
         (outcome,) = backend.submit([spec])
         ref = WorkerRef(outcome.mark, outcome.batch_id)
-        _wait_for(lambda: backend.status([ref])[ref.mark].state is W.FINISHED, MINUTE_S)
+        _wait_for(lambda: backend.status([ref])[ref.mark].state is W.FINISHED, SOON_S)
     finally:
         slurm.cancel_all()
 
@@ -485,7 +492,7 @@ def test_transports_quote_time_out_and_copy(sshd: SshServer, tmp_path: Path) -> 
         began = time.monotonic()
         with pytest.raises(TransportError, match="no answer within"):
             transport.run(["sleep", "100"], timeout_s=0.5)
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 50
         source = tmp_path / "source"
         (source / "one").mkdir(parents=True, exist_ok=True)
         (source / "one" / "file").write_bytes(b"\x00\xff content")
@@ -514,7 +521,7 @@ def test_a_connection_that_nobody_needs_any_more_does_not_stay(sshd: SshServer) 
         other = pool.submit(transport.run, ["sh", "-c", f"echo >{begun}; sleep 1; echo through"])
         wait_until(begun.exists, "the other's command runs")
         transport.close()
-        assert other.result(20).stdout == "through\n"
+        assert other.result(120).stdout == "through\n"
     wait_until(lambda: masters_of(transport) == [], "ssh has ended")
     assert transport.run(["echo", "again"]).stdout == "again\n"
     transport.close()
@@ -551,12 +558,18 @@ def _starts(rig: SlurmRig, ref: WorkerRef) -> list[str]:
     return [word for trace in Path(rig.workers_dir, ref.mark).glob("started.*") for word in trace.read_text().split()]
 
 
-def _within_a_minute(rig: SlurmRig, ref: WorkerRef, *states: WorkerState) -> StatusOutcome:
-    _wait_for(lambda: rig.backend.status([ref])[ref.mark].state in states, MINUTE_S)
-    return rig.backend.status([ref])[ref.mark]
+def _soon(rig: SlurmRig, ref: WorkerRef, *states: WorkerState) -> StatusOutcome:
+    seen: list[StatusOutcome] = []
+
+    def there() -> bool:
+        seen[:] = [rig.backend.status([ref])[ref.mark]]
+        return seen[0].state in states
+
+    _wait_for(there, SOON_S)
+    return seen[0]
 
 
-def _wait_for(condition: Callable[[], bool], deadline_s: float = 30.0) -> None:
+def _wait_for(condition: Callable[[], bool], deadline_s: float = SOON_S) -> None:
     give_up = time.monotonic() + deadline_s
     while not condition():
         assert time.monotonic() < give_up
@@ -575,14 +588,15 @@ def _names_in_queue(rig: SlurmRig) -> int:
 
 
 def _recovered(backend: SlurmBackend, clock: FrozenClock, specs: Sequence[WorkerSpec]) -> dict[str, WorkerRef]:
-    """As harvester does: asked again until there is an answer."""
-    for _ in range(50):
+    """As harvester does: asked again until there is an answer. Its clock runs as slowly as the machine."""
+    give_up = time.monotonic() + SOON_S
+    while True:
         try:
             return backend.find_by_marks([spec.mark for spec in specs])
         except BackendError:
-            clock.advance(1)
+            assert time.monotonic() < give_up, "no answer"
+            clock.advance(0.05)
             threading.Event().wait(0.1)
-    raise AssertionError("no answer")
 
 
 def _submit_until(rig: SlurmRig, specs: Sequence[WorkerSpec], point: str) -> None:

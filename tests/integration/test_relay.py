@@ -84,7 +84,7 @@ def test_a_pilot_without_network_works_through_the_mailbox(tmp_path: Path, no_ne
         bad = system.task(jobscript="#!/bin/sh\nhead -c 100000 /dev/urandom | base64; exit 3\n")
         command = [*no_network, *pilot_command(box, system.folder, "--idle-exit", "1")]
         done = subprocess.run(
-            command, cwd=system.folder, env=system.environment, capture_output=True, text=True, timeout=100
+            command, cwd=system.folder, env=system.environment, capture_output=True, text=True, timeout=280
         )
         assert done.returncode == 0, done.stderr + relay.tail()
         assert [job.state for job in system.jobs(good)] == [JobState.FINISHED] * 3
@@ -111,7 +111,7 @@ def test_harvester_is_the_relay_of_its_own_pilots(tmp_path: Path) -> None:
         system.wait_task(task, "done")
         assert f"mailbox://{system.folder}/box" in system.harvester.log.read_text()
         assert system.url not in system.pilot_logs()
-        wait_for(lambda: not system.pilots, system.logs, 20)  # before their way out is gone
+        wait_for(lambda: not system.pilots, system.logs, 120)  # before their way out is gone
 
 
 def test_a_relay_killed_at_any_moment_costs_no_job(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_relay_killed_at_any_moment_costs_no_job(tmp_path: Path) -> None:
             assert pilot.stop() == 143
         finally:
             pilot.destroy()
-        wait_for(lambda: not list((box / "requests").glob("[0-9a-f]*")), lambda: f"left: {files_in(box)}", 20)
+        wait_for(lambda: not list((box / "requests").glob("[0-9a-f]*")), lambda: f"left: {files_in(box)}", 120)
 
 
 class Counting(BaseHTTPRequestHandler):
@@ -239,7 +239,7 @@ def test_a_relay_stops_at_once_although_a_call_waits(tmp_path: Path) -> None:
         seen: dict[int, int] = {}
 
         def do_POST(self) -> None:
-            answer.wait(20)
+            answer.wait(240)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
     server.daemon_threads = True
@@ -249,10 +249,10 @@ def test_a_relay_stops_at_once_although_a_call_waits(tmp_path: Path) -> None:
     relay.start()
     client = subprocess.Popen([sys.executable, "-c", ASK, f"mailbox://{tmp_path}/box", "0", "1"], env=environment)
     try:
-        wait_for(lambda: list((tmp_path / "box/requests").glob("[0-9a-f]*")), "the request", 10)
+        wait_for(lambda: list((tmp_path / "box/requests").glob("[0-9a-f]*")), "the request", 120)
         began = time.monotonic()
         assert relay.stop() == 0
-        assert time.monotonic() - began < 2.0
+        assert time.monotonic() - began < 30, "it waited for the call"
     finally:
         client.kill()
         client.wait()

@@ -36,7 +36,7 @@ def server(environment: dict[str, str], folder: Path, *arguments: str) -> subpro
 def refused(environment: dict[str, str], folder: Path, *arguments: str) -> str:
     """What a server that does not start says."""
     process = server(environment, folder, *arguments)
-    _, words = process.communicate(timeout=60)
+    _, words = process.communicate(timeout=180)
     assert process.returncode == 2
     return words.decode()
 
@@ -55,7 +55,7 @@ def test_agents_that_are_told_to_end_many_times_end(agents: subprocess.Popen[byt
     assert b"agents run" in agents.stderr.readline()
     for _ in range(50):
         agents.send_signal(signal.SIGTERM)
-    assert agents.wait(30) == 0
+    assert agents.wait(180) == 0
 
 
 def test_a_port_in_use_is_refused(environment: dict[str, str], tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_two_servers_cannot_share_a_port(environment: dict[str, str], tmp_path: 
         assert "choose another" in refused(environment, tmp_path / "second", "--port", port)
     finally:
         first.terminate()
-        first.communicate(timeout=60)
+        first.communicate(timeout=180)
 
 
 def test_a_state_folder_that_is_a_file_is_refused(environment: dict[str, str], tmp_path: Path) -> None:

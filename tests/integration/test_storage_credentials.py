@@ -148,7 +148,7 @@ class Issuing:
             "--idle-exit", "5", "--ca-file", str(self.authority.file), "--log-level", "DEBUG",
         ]  # fmt: skip
         env = {"PATH": "/usr/bin:/bin", "HOME": str(self.folder), "X509_CERT_DIR": str(self.authority.folder)}
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=90)
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stderr[-4000:]
         assert not (work / "credentials").exists(), "credentials outlive their pilot"
         return done.stderr

@@ -83,7 +83,7 @@ class ActiveMq(Service):
 
     def _listens(self) -> bool:
         try:
-            create_connection(("127.0.0.1", self.port), timeout=5).close()
+            create_connection(("127.0.0.1", self.port), timeout=20).close()
         except OSError:
             return False
         return True

@@ -56,7 +56,7 @@ class Apptainer:
     def build_sif(self, image: Path, target: Path) -> Path:
         """Pack an image folder into the SIF file ``target`` and return it."""
         quick = ("--mksquashfs-args", "-Xcompression-level 1")  # the file is read a few times and thrown away
-        run([self.binary, "-q", "build", "-F", *self.exec_flags, *quick, target, image], timeout=250)
+        run([self.binary, "-q", "build", "-F", *self.exec_flags, *quick, target, image], timeout=560)
         return target
 
 

@@ -196,7 +196,7 @@ class ArcCe:
                 session.trust_env = False
                 session.verify = str(self.authorities / "ca.pem")
                 session.cert = str(self.proxy)
-                return session.get(f"{self.url}/rest/1.1/jobs", timeout=5).status_code == 200
+                return session.get(f"{self.url}/rest/1.1/jobs", timeout=20).status_code == 200
         except requests.RequestException:
             return False
 

@@ -23,8 +23,8 @@ import pytest
 
 T = TypeVar("T")
 
-START_DEADLINE = 60.0  # seconds that a server may take to answer
-STOP_DEADLINE = 20.0  # seconds between the polite signal and SIGKILL
+START_DEADLINE = 180.0  # seconds that a server may take to answer, on a machine with a slow disk and other work
+STOP_DEADLINE = 60.0  # seconds between the polite signal and SIGKILL
 POLL_INTERVAL = 0.05
 # Below Linux's range of ephemeral ports (32768 and up), so that no outgoing connection takes the port
 # between the search for it and the server's bind.
@@ -81,7 +81,7 @@ def free_port() -> int:
 def run(
     command: Sequence[str | Path],
     *,
-    timeout: float = 120.0,
+    timeout: float = 300.0,
     env: Optional[Mapping[str, str]] = None,
     cwd: Optional[Path] = None,
 ) -> str:

@@ -19,7 +19,7 @@ USER_ID = 5000
 HOME = "/home/grid"
 TOOL = "mmdebstrap"
 PACKAGES = ("python3", "dash", "coreutils", "libc-bin", "base-files", "base-passwd")
-MAKE_S = 200.0
+MAKE_S = 560.0
 # In a mount namespace of its own, so that what is mounted goes with the process.
 ENTER = f"""
 root=$1; shift
@@ -51,7 +51,7 @@ class DebianTree:
     def run(self, *words: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         """Run ``words`` in the tree to their end."""
         return subprocess.run(
-            self.command(*words, env=env), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100
+            self.command(*words, env=env), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
         )
 
     def put(self, source: Path, name: str, mode: int = 0o755) -> str:

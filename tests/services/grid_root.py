@@ -35,7 +35,7 @@ PACKAGES = (
 )
 USER, USER_ID = "grid", 5000
 """Whom jobs run as: HTCondor refuses to run them as root."""
-MAKE_S = 280.0
+MAKE_S = 560.0
 VERSION = "2"
 """Changes with what is in the tree, so that older trees are made anew."""
 LEASH = ("--pdeathsig", "KILL")  # to be given again after a change of user, which takes it off
@@ -92,7 +92,7 @@ class GridRoot:
         *words: str | Path,
         user: str | None = None,
         env: Mapping[str, str] | None = None,
-        timeout: float = 60.0,
+        timeout: float = 240.0,
     ) -> str:
         """Run ``words`` in the tree to their end; their output. Raises ServiceFailed when they fail."""
         return run(self.command(*words, user=user, env=env), timeout=timeout)

@@ -22,7 +22,6 @@ from tests.services.grid_root import USER, GridRoot
 SLOTS = 8
 DOMAIN = "pool.test"
 IDENTITY = f"{USER}@{DOMAIN}"
-POOL_START_S = 60.0
 
 
 def status() -> str:

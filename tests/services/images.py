@@ -96,7 +96,7 @@ def install_python_packages(root: Path) -> None:
     try:
         run(
             [sys.executable, "-m", "pip", "install", "--quiet", *choice, *PYTHON_PACKAGES],
-            timeout=250,
+            timeout=560,
             env={**os.environ, "PIP_USER": "0"},
         )
     except ServiceFailed as error:

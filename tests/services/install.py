@@ -14,8 +14,8 @@ from tests.services.base import ServiceFailed, ServiceUnavailable, run
 
 LOCK = Path("/run/pilotage-test-services.lock")
 POLICY = Path("/usr/sbin/policy-rc.d")
-APT_WAIT = ("-o", "DPkg::Lock::Timeout=300")  # seconds to wait for another apt-get on this machine
-INSTALL_TIMEOUT = 280.0
+APT_WAIT = ("-o", "DPkg::Lock::Timeout=560")  # seconds to wait for another apt-get on this machine
+INSTALL_TIMEOUT = 560.0
 
 
 def can_install() -> bool:

@@ -52,7 +52,7 @@ class FrontEnd(Service):
     def _listens(self) -> bool:
         try:
             context = ssl.create_default_context(cafile=str(self.ca_file))
-            with socket.create_connection(("127.0.0.1", self.port), timeout=5) as plain:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=20) as plain:
                 context.wrap_socket(plain, server_hostname="localhost").close()
         except OSError:
             return False

@@ -16,8 +16,8 @@ from tests.services.install import state_of
 ROOT = Path(__file__).parents[2]
 VENV = ROOT / ".services" / "panda-client"
 VERSION = "2.2.0"
-INSTALL_TIMEOUT = 280.0
-COMMAND_TIMEOUT = 90.0
+INSTALL_TIMEOUT = 560.0
+COMMAND_TIMEOUT = 240.0
 
 
 def status() -> str:

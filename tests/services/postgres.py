@@ -95,7 +95,7 @@ class PostgresServer(Service):
         import psycopg
 
         try:
-            with psycopg.connect(self.dsn(), connect_timeout=5) as connection:
+            with psycopg.connect(self.dsn(), connect_timeout=20) as connection:
                 connection.execute("SELECT 1")
         except psycopg.OperationalError:
             return False

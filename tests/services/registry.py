@@ -70,7 +70,7 @@ class Registry(Service):
 
     def _answers(self) -> bool:
         try:
-            return self._session.get(f"http://{self.host}/v2/", timeout=5).status_code == 200
+            return self._session.get(f"http://{self.host}/v2/", timeout=20).status_code == 200
         except requests.RequestException:
             return False
 
@@ -99,15 +99,15 @@ class Registry(Service):
         ).encode()
         repository, _, tag = name.partition(":")
         url = f"http://{self.host}/v2/{repository}/manifests/{tag or 'latest'}"
-        answer = self._session.put(url, data=manifest, headers={"Content-Type": _MANIFEST}, timeout=30)
+        answer = self._session.put(url, data=manifest, headers={"Content-Type": _MANIFEST}, timeout=120)
         answer.raise_for_status()
         return answer.headers["Docker-Content-Digest"]
 
     def _blob(self, name: str, content: bytes, media: str) -> dict[str, object]:
         digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
-        start = self._session.post(f"http://{self.host}/v2/{name.partition(':')[0]}/blobs/uploads/", timeout=30)
+        start = self._session.post(f"http://{self.host}/v2/{name.partition(':')[0]}/blobs/uploads/", timeout=120)
         start.raise_for_status()
-        done = self._session.put(start.headers["Location"], params={"digest": digest}, data=content, timeout=60)
+        done = self._session.put(start.headers["Location"], params={"digest": digest}, data=content, timeout=240)
         done.raise_for_status()
         return {"mediaType": media, "size": len(content), "digest": digest}
 

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 VENV = ROOT / ".services" / "rucio"
 #: SQLite is what Rucio's own server needs least for; gunicorn serves it.
 REQUIREMENTS = ("rucio[sqlite]>=41,<42", "gunicorn>=23")
-INSTALL_TIMEOUT = 280.0
+INSTALL_TIMEOUT = 560.0
 USER, PASSWORD = "ddmlab", "secret"
 RSE, SCOPE = "DISK", "test"
 _BOOTSTRAP = (
@@ -260,7 +260,7 @@ class RucioServer(Service):
 
     def _answers_ping(self) -> bool:
         try:
-            with _OPENER.open(f"{self.url}/ping", timeout=5) as reply:
+            with _OPENER.open(f"{self.url}/ping", timeout=20) as reply:
                 return bool(reply.status == 200)
         except OSError:
             return False

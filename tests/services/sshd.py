@@ -87,7 +87,7 @@ class SshServer(Service):
 
     def _greets(self) -> bool:
         try:
-            with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=20) as connection:
                 return connection.recv(4) == b"SSH-"
         except OSError:
             return False

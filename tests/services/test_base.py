@@ -49,7 +49,7 @@ def test_stopped_server_leaves_no_process_of_its_group(tmp_path: Path) -> None:
     server.start()
     child = psutil.Process(int(child_pid.read_text()))
     server.stop()
-    wait_until(lambda: has_ended(child), "the child ends", 10)
+    wait_until(lambda: has_ended(child), "the child ends")
 
 
 def test_server_ends_with_a_test_run_that_is_killed(tmp_path: Path) -> None:
@@ -68,6 +68,6 @@ sys.stdin.read()
     ) as test_run:
         assert test_run.stdout is not None
         server = psutil.Process(int(test_run.stdout.readline()))
-        wait_until(lambda: server.name() == "sleep", "the server runs under its own name", 10)
+        wait_until(lambda: server.name() == "sleep", "the server runs under its own name")
         test_run.send_signal(signal.SIGKILL)
-    wait_until(lambda: has_ended(server), "the server ends", 10)
+    wait_until(lambda: has_ended(server), "the server ends")

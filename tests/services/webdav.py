@@ -119,7 +119,7 @@ class XrootdHttpServer(XrootdServer):
 def listens(port: int) -> bool:
     """Whether something on this machine listens at a port."""
     try:
-        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        socket.create_connection(("127.0.0.1", port), timeout=20).close()
     except OSError:
         return False
     return True

@@ -120,7 +120,7 @@ class XrootdServer(Service):
 
     def _answers_handshake(self) -> bool:
         try:
-            with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=20) as connection:
                 connection.sendall(HANDSHAKE)
                 return connection.recv(len(HANDSHAKE_ANSWER)) == HANDSHAKE_ANSWER
         except OSError:

@@ -54,7 +54,7 @@ from pilot.client import CallRefused, JobGone, NotAccepted, ServerAway, ServerEr
 
 T = TypeVar("T")
 SECRET = "worker-secret"
-DEADLINE_S = 30.0
+DEADLINE_S = 120.0
 
 
 @dataclass

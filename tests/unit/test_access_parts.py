@@ -371,7 +371,7 @@ def test_a_pilots_token_is_verified_in_microseconds() -> None:
         for _ in range(1000):
             mine.verify_pilot(token)
         best = min(best, (time.perf_counter() - begun) / 1000)
-    assert best < 50e-6
+    assert best < 200e-6
 
 
 # ---------------------------------------------------------------- the rules about other people's things

@@ -106,7 +106,7 @@ def test_all_processes_of_an_account_end_with_its_job(tmp_path: Path) -> None:
     account = accounts.Account("test", uid, uid, (), folder, os.open(tmp_path, os.O_RDONLY))
     with subprocess.Popen(["sleep", "300"], user=uid, group=uid, extra_groups=[], start_new_session=True) as process:
         account.give_back()
-        assert process.wait(5) == -signal.SIGKILL
+        assert process.wait(120) == -signal.SIGKILL
 
 
 def spec(folder: Path, *argv: str) -> PayloadSpec:
@@ -117,7 +117,7 @@ def test_a_payload_holds_nothing_of_its_supervisor_but_its_logs(tmp_path: Path) 
     """The pipes of the guard and of the pilot stay with the supervisor."""
     end = SupervisedProcess.start(
         spec(tmp_path, "/bin/sh", "-c", "for f in /proc/$$/fd/*; do readlink $f; done; exit 0")
-    ).wait(10)
+    ).wait(120)
     assert end.ok
     held = [line for line in (tmp_path / "out").read_text().splitlines() if "/fd" not in line]
     assert held == ["/dev/null", str(tmp_path / "out"), str(tmp_path / "err")]
@@ -144,7 +144,7 @@ def test_the_guard_kills_the_session_and_the_marked_unless_told_that_all_is_over
     assert guard._process is not None
     os.write(write, word)
     os.close(write)
-    guard._process.wait(10)
+    guard._process.wait(120)
     os.close(read)
     try:
         deadline = time.monotonic() + 5
@@ -170,7 +170,7 @@ def test_the_guard_kills_the_session_of_a_supervisor_that_is_still_a_zombie() ->
         leader.kill()
         os.waitid(os.P_PID, leader.pid, os.WEXITED | os.WNOWAIT)
         os.close(write)
-        guard._process.wait(10)
+        guard._process.wait(120)
         os.close(read)
         assert not running(member)
 

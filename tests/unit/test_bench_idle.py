@@ -109,7 +109,7 @@ def test_it_ends_when_nobody_gets_a_job(serve: Serve) -> None:
     result = IdleLoop(order(serve(lambda _: refused), limit_s=0.5)).run(Go(0.0))
     assert (seen_of(result).starts, seen_of(result).refusal) == (b"", "tags: lacks x")
     assert result.errors == 0
-    assert result.elapsed_s < 5.0
+    assert result.elapsed_s < 60.0
 
 
 def test_a_submission_that_is_refused_ends_the_run(serve: Serve) -> None:
@@ -119,7 +119,7 @@ def test_a_submission_that_is_refused_ends_the_run(serve: Serve) -> None:
     result = IdleLoop(order(serve(answer), limit_s=60.0)).run(Go(0.0))
     assert result.errors == 1
     assert "submission: 422 share: unknown" in result.examples[0]
-    assert result.elapsed_s < 10.0
+    assert result.elapsed_s < 50.0
 
 
 @pytest.mark.parametrize("body", [b"{}", b'{"drain":true}', b"<html>"])

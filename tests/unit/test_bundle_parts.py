@@ -63,7 +63,7 @@ def node(tmp_path: Path) -> Node:
 def test_the_start_script_becomes_the_python_that_it_finds(node: Node) -> None:
     node.python("python3")
     started = node.start("pilot", "two words", "")
-    output, _ = started.communicate(timeout=20)
+    output, _ = started.communicate(timeout=180)
     assert output == f"python3 {started.pid} -I -X utf8 {node.file} pilot two words \n"
     assert started.returncode == 7
 

@@ -316,7 +316,7 @@ def test_many_threads_change_workers_and_none_is_lost(store: Store) -> None:
         thread.start()
     tell()
     for thread in threads:
-        thread.join(30)
+        thread.join(120)
     assert failures == []
     assert {one.state for one in workers.alive(lanes)} == {W.RUNNING}
     workers.mark_reported(workers.unreported())

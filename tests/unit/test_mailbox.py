@@ -54,7 +54,7 @@ class Job:
 
     def call(self, *arguments: str, shell: str = "sh") -> tuple[int, str, str]:
         process = self.start(*arguments, shell=shell)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=180)
         return process.returncode, out, err
 
 
@@ -81,7 +81,7 @@ def fifo_job(tmp_path: Path) -> Iterator[Job]:
     job.mailbox.close()
 
 
-def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+def until(condition: Callable[[], object], seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true"
@@ -167,13 +167,13 @@ def test_simultaneous_calls_get_each_their_own_answer(job: Job) -> None:
     lock = threading.Lock()
 
     def answer(_request: GetFileRequest) -> GetFileReply:
-        together.wait(15)  # all eight are in the handler at once
+        together.wait(120)  # all eight are in the handler at once
         with lock:
             return GetFileReply.file(f"s:{next(numbers)}", "/x", "R")
 
     job.answer = answer
     processes = [job.start() for _ in range(8)]
-    lines = [process.communicate(timeout=20)[0] for process in processes]
+    lines = [process.communicate(timeout=180)[0] for process in processes]
     assert sorted(lines) == [f"s:{n} /x R\n" for n in range(8)]
 
 
@@ -218,7 +218,7 @@ def test_a_script_that_is_killed_while_it_waits(fifo_job: Job) -> None:
     release = threading.Event()
 
     def answer(_request: GetFileRequest) -> GetFileReply:
-        release.wait(10)
+        release.wait(120)
         return GetFileReply.no_more()
 
     fifo_job.answer = answer
@@ -252,14 +252,14 @@ def test_closing_ends_the_scripts_that_wait(job: Job) -> None:
     release = threading.Event()
 
     def answer(_request: GetFileRequest) -> GetFileReply:
-        release.wait(10)
+        release.wait(120)
         return GetFileReply.no_more()
 
     job.answer = answer
     process = job.start()
     until(lambda: job.requests)
     job.mailbox.close()
-    out, err = process.communicate(timeout=10)
+    out, err = process.communicate(timeout=180)
     release.set()
     assert (process.returncode, out) == (2, "") and "closed" in err
     assert job.call()[0] == 2

@@ -70,14 +70,14 @@ def test_a_jobscript_is_written_executable_and_runs(folder: JobFolder) -> None:
     )
     assert spec.argv == [str(folder.bin / "jobscript")]
     assert stat.S_IMODE((folder.bin / "jobscript").stat().st_mode) == 0o700
-    assert SupervisedProcess.start(spec).wait(10).ok
+    assert SupervisedProcess.start(spec).wait(120).ok
     expected = ["17", "/data/a", "/data/b", str(folder.work), str(folder.bin / "justin-get-file"), "5", "9"]
     assert folder.stdout.read_text().splitlines() == expected
 
 
 def test_a_missing_interpreter_is_a_bad_jobscript(folder: JobFolder) -> None:
     spec = prepare_payload(folder, definition(command=None, jobscript="#!/no/such/sh\n"), HOST)
-    end = SupervisedProcess.start(spec).wait(10)
+    end = SupervisedProcess.start(spec).wait(120)
     assert end.error is ErrorCode.BAD_JOBSCRIPT and "shebang" in end.detail
 
 
@@ -111,7 +111,7 @@ def test_bad_definitions_are_refused_with_the_field() -> None:
 
 def test_the_payload_sees_nothing_of_the_pilots_environment(folder: JobFolder) -> None:
     spec = prepare_payload(folder, definition(command=["env"], environment={"MINE": "1"}), HOST)
-    assert SupervisedProcess.start(spec).wait(10).ok
+    assert SupervisedProcess.start(spec).wait(120).ok
     env = dict(line.split("=", 1) for line in folder.stdout.read_text().splitlines())
     assert set(env) == {
         "PATH", "LANG", "HOME", "TMPDIR", "MINE", MARK, "PILOTAGE_JOB_ID", "PILOTAGE_TASK_ID", "PILOTAGE_INPUT_FILES",
@@ -203,7 +203,7 @@ def test_ranges_of_events_and_secondary_input_reach_the_payload(folder: JobFolde
         units=[unit],
         secondary={"pileup": ["m1.root", "m2.root"]},
     )
-    assert SupervisedProcess.start(prepare_payload(folder, given, HOST)).wait(10).ok
+    assert SupervisedProcess.start(prepare_payload(folder, given, HOST)).wait(120).ok
     told, *lines = folder.stdout.read_text().splitlines()
     assert json.loads(told) == [
         {"unit": 7, "did": "s:a", "path": "a.root", "first_event": 500, "events": 250, "attributes": {"run": 3}}

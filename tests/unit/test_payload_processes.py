@@ -37,7 +37,7 @@ def run(folder: JobFolder, payload: str, *sides: SideProcess, events: Optional[l
         job_id="1", task_id="2", command=["sh", "-c", payload], processes=list(sides), counters=[7]
     )
     spec = prepare_payload(folder, definition, HOST)
-    return SupervisedProcess.start(spec, (events if events is not None else []).append).wait(20)
+    return SupervisedProcess.start(spec, (events if events is not None else []).append).wait(120)
 
 
 def said(folder: JobFolder) -> list[str]:
@@ -112,7 +112,7 @@ def test_one_beside_that_ignores_being_told_to_end_is_killed_after_the_grace(fol
     began = time.monotonic()
     deaf = "trap '' TERM; touch up; while :; do sleep 0.1; done"
     end = run(folder, "while [ ! -e up ]; do sleep 0.02; done", side("beside", deaf), side("after", "touch ran"))
-    assert SIDE_GRACE_S <= time.monotonic() - began < SIDE_GRACE_S + 5
+    assert SIDE_GRACE_S <= time.monotonic() - began < SIDE_GRACE_S + 60
     assert end.ok and end.sides[0].signal == "SIGKILL" and not end.sides[0].failed
     assert (folder.work / "ran").exists()
 
@@ -124,7 +124,7 @@ def test_one_beside_that_ends_well_early_is_fine(folder: JobFolder) -> None:
 def test_one_beside_that_fails_ends_the_payload(folder: JobFolder) -> None:
     began = time.monotonic()
     end = run(folder, "sleep 60", side("beside", "exit 5"), side("after", "echo never >> order"))
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 50
     assert end.error is ErrorCode.COPROCESS_FAILED and end.detail == "the process beside-1 ended with exit code 5"
     assert said(folder) == []
 
@@ -145,7 +145,7 @@ def test_a_kill_ends_everything_and_nothing_new_begins(folder: JobFolder) -> Non
     process = SupervisedProcess.start(prepare_payload(folder, definition, HOST))
     assert process.wait_started(10)
     process.kill("the test", 1.0)
-    end = process.wait(10)
+    end = process.wait(120)
     assert end.killed == "the test" and said(folder) == []
     assert not end.ok
 
@@ -170,7 +170,7 @@ def test_a_payload_that_cannot_be_executed_leaves_no_daemon_behind(folder: JobFo
     definition = PayloadDefinition(
         job_id="1", task_id="2", command=["/no/such/program"], processes=[side("before", daemon)]
     )
-    end = SupervisedProcess.start(prepare_payload(folder, definition, HOST)).wait(10)
+    end = SupervisedProcess.start(prepare_payload(folder, definition, HOST)).wait(120)
     assert end.error is ErrorCode.BAD_JOBSCRIPT
     with pytest.raises(ProcessLookupError):
         os.kill(int((folder.work / "pid").read_text()), 0)

@@ -72,7 +72,7 @@ class Pilot:
         self.code = self.agent.run()
         self.work_dir.close()
 
-    def wait(self, deadline_s: float = 30.0) -> ExitCode:
+    def wait(self, deadline_s: float = 120.0) -> ExitCode:
         self._thread.join(deadline_s)
         assert self.code is not None, "the pilot did not end"
         return self.code
@@ -391,7 +391,7 @@ def test_a_payload_goes_on_while_the_server_is_away(fake: FakeServer, tmp_path: 
         assert pilot.wait() is ExitCode.DONE
 
 
-def wait_until(condition: Any, what: str, deadline_s: float = 30.0) -> None:
+def wait_until(condition: Any, what: str, deadline_s: float = 120.0) -> None:
     deadline = time.monotonic() + deadline_s
     tick = threading.Event()
     while not condition():
@@ -527,8 +527,8 @@ def test_sigterm_ends_the_payload_and_reports(fake: FakeServer, tmp_path: Path) 
         wait_until((tmp_path / "work" / "jobs" / "job-1" / "work" / "up").exists, "the payload runs")
         begun = time.monotonic()
         pilot.agent.stop("SIGTERM")
-        assert pilot.wait(20.0) is ExitCode.STOPPED
-        assert time.monotonic() - begun < 10
+        assert pilot.wait(120) is ExitCode.STOPPED
+        assert time.monotonic() - begun < 60
     report = fake.report_of(1)
     assert (report.state, report.error_code) == (JobState.FAILED, ErrorCode.SIGTERM)
     assert [unit.outcome for unit in report.units] == [UnitOutcome.RETURNED]
@@ -548,7 +548,7 @@ def test_sigterm_does_not_wait_for_a_long_poll(
         begun = time.monotonic()
         pilot.agent.stop("SIGTERM")
         assert pilot.wait() is ExitCode.STOPPED
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 15
 
 
 def test_sigterm_with_the_server_away_spools_the_report(
@@ -561,7 +561,7 @@ def test_sigterm_with_the_server_away_spools_the_report(
         wait_until((tmp_path / "work" / "jobs" / "job-1" / "work" / "up").exists, "the payload runs")
         fake.down = True
         pilot.agent.stop("SIGTERM")
-        assert pilot.wait(20.0) is ExitCode.STOPPED
+        assert pilot.wait(120) is ExitCode.STOPPED
     entry = WorkDir(tmp_path / "work").spool.reports()[0]
     assert (entry.job_id, entry.report.error_code) == (1, ErrorCode.SIGTERM)
     assert (tmp_path / "work" / "spool" / "1-1.json").stat().st_mode & 0o777 == 0o600
@@ -650,7 +650,7 @@ def test_the_command_ends_on_sigterm_with_a_report(fake: FakeServer, tmp_path: P
         with command(http, tmp_path / "work") as process:
             read_until(process, "job 1: running")
             process.send_signal(signal.SIGTERM)
-            _, log = process.communicate(timeout=20)
+            _, log = process.communicate(timeout=180)
             assert process.returncode == ExitCode.STOPPED, log
         assert fake.report_of(1).error_code == ErrorCode.SIGTERM
         assert "farewell: ended by SIGTERM" in (tmp_path / "work" / "pilot.log").read_text()
@@ -668,7 +668,7 @@ def test_kill_9_and_a_restart_leave_nothing_behind(fake: FakeServer, tmp_path: P
         wait_until(lambda: not _processes_in(tmp_path / "work"), "no process of the payload is left")
         fake.add(make_assignment(2, "true"))
         with command(http, tmp_path / "work", "--max-jobs", "1") as process:
-            _, log = process.communicate(timeout=30)
+            _, log = process.communicate(timeout=180)
             assert process.returncode == 0, log
         assert fake.report_of(2).state is JobState.FINISHED
         assert len(fake.pilots) == 1, "the nonce makes it the same pilot"
@@ -683,7 +683,7 @@ def test_a_batch_job_leaves_nothing_on_its_node(
     with HttpFake(fake) as http:
         fake.add(make_assignment(1, "true"))
         with command(http, tmp_path / "work", "--max-jobs", "1") as process:
-            _, log = process.communicate(timeout=30)
+            _, log = process.communicate(timeout=180)
             assert process.returncode == 0, log
     assert fake.report_of(1).state is JobState.FINISHED
     assert not (tmp_path / "work").exists()

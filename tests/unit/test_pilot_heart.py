@@ -45,7 +45,7 @@ class Stepped(Loop):
         self.timers.clear()
         self.clock.advance(delay_s)
         call()
-        self.answers.get(timeout=30)()
+        self.answers.get(timeout=120)()
         return delay_s
 
 

@@ -86,7 +86,7 @@ def start(folder: Path, *options: str) -> subprocess.Popen[str]:
 
 def run(folder: Path, *options: str) -> tuple[int, dict[str, Any], str]:
     process = start(folder, *options)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=180)
     return process.returncode, json.loads(out) if out else {}, err
 
 
@@ -209,7 +209,7 @@ def test_ctrl_c_stops_the_payload_and_still_reports(folder: Path) -> None:
         if "running" in line:
             break
     process.send_signal(signal.SIGINT)
-    out, _err = process.communicate(timeout=30)
+    out, _err = process.communicate(timeout=180)
     said = json.loads(out)
     assert process.returncode == 1 and said["state"] == "failed" and said["log"]
 

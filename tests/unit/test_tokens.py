@@ -169,9 +169,9 @@ def test_processes_that_start_at_once_agree_on_one_key(tmp_path: Path) -> None:
         processes = [context.Process(target=_load, args=(path, barrier, keys)) for _ in range(6)]
         for process in processes:
             process.start()
-        found = {keys.get(timeout=30) for _ in processes}
+        found = {keys.get(timeout=120) for _ in processes}
         for process in processes:
-            process.join(30)
+            process.join(120)
         assert found == {load_or_create_key(path)}
         assert path.stat().st_mode & 0o777 == 0o600
     assert len(list(tmp_path.iterdir())) == 10, "no temporary file may stay"

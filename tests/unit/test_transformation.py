@@ -170,5 +170,5 @@ def test_it_runs_with_its_parameters_and_placeholders(fetched: Transformations, 
     )
     spec = prepare_payload(folder, definition, {"PATH": "/usr/bin:/bin"})
     assert stat.S_IMODE(Path(spec.argv[0]).stat().st_mode) == 0o700
-    assert SupervisedProcess.start(spec).wait(10).ok
+    assert SupervisedProcess.start(spec).wait(120).ok
     assert folder.stdout.read_text() == "run with --seed 5 a b\n"

@@ -112,7 +112,7 @@ class World:
 
     def stop(self) -> None:
         self.api.close()
-        self._runner.communicate(timeout=30)
+        self._runner.communicate(timeout=120)
         self.front_end.stop()
         self.provider.stop()
         if self.server.running:
@@ -262,4 +262,4 @@ def settled(ddisp: Ddisp, project: int, count: int) -> None:
         view = ddisp.world.api.call("GET", f"/v1/projects/{project}", None, dict)
         return sum(view.get("files", {}).values()) == count
 
-    wait_for(there, f"project {project} has {count} files", 30)
+    wait_for(there, f"project {project} has {count} files", 180)

@@ -54,12 +54,12 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         yield int(next(filter(None, map(STARTED.search, process.stderr)))[1])
     finally:
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
 
 
 def ask(port: int, *headers: str, path: str = "/v1/whoami") -> tuple[int, str]:
     lines = [f"GET {path} HTTP/1.1", "Host: x", "Connection: close", *headers, "", ""]
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=120) as connection:
         connection.sendall("\r\n".join(lines).encode())
         answer = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
     return int(answer.split()[1]), answer.partition("\r\n\r\n")[2]

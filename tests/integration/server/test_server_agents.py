@@ -30,9 +30,16 @@ def duty(name: str, work: Callable[[], int], period_s: float = 3600.0) -> Agent:
 
 
 def test_an_agent_is_seen_before_it_has_run_and_afterwards_with_its_run(site: Site) -> None:
-    release = threading.Event()
-    runner = Runner(site.dispatcher, [duty("count-sheep", lambda: (release.wait(20), 0)[1], 7200.0)])
+    begun, release = threading.Event(), threading.Event()
+
+    def work() -> int:
+        begun.set()
+        release.wait(120)
+        return 0
+
+    runner = Runner(site.dispatcher, [duty("count-sheep", work, 7200.0)])
     runner.start()
+    assert begun.wait(120)
     assert (listed(site)["count-sheep"].started, listed(site)["count-sheep"].period_s) == (None, 7200.0)
     release.set()
     runner.stop()

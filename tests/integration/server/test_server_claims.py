@@ -6,6 +6,7 @@ import multiprocessing
 import threading
 import time
 import uuid
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -52,7 +53,7 @@ def claim_all(
     database, floors = Database(url), Floors()
     found: list[tuple[int, list[int]]] = []
     longest, empty = 0.0, 0
-    barrier.wait(60)
+    barrier.wait(240)
     while empty < 3:
         started = time.monotonic()
         job = claim(database, terms, pilot_id, floors)
@@ -96,7 +97,7 @@ def race(site: Site, url: str, threads: int, count: int) -> list[float]:
     for each in workers:
         each.start()
     for each in workers:
-        each.join(120)
+        each.join(600)
     check_race(site, task, found, count)
     return waits
 
@@ -121,9 +122,9 @@ def test_real_postgres_several_processes_claim_each_unit_once(postgres: object, 
     processes = [context.Process(target=_process, args=(url, terms, pilot_id, barrier, results)) for _ in range(4)]
     for each in processes:
         each.start()
-    found = [each for _ in processes for each in results.get(timeout=120)]
+    found = [each for _ in processes for each in results.get(timeout=600)]
     for process in processes:
-        process.join(30)
+        process.join(240)
         assert process.exitcode == 0
     check_race(site, task, found, 3000)
 
@@ -136,15 +137,15 @@ def test_four_threads_on_sqlite_claim_each_unit_once_and_none_waits_long(make_ur
     pilot_id = site.pilot().id
     database, floors = Database(url), Floors()  # one process: one database object, as the server has it
     found: list[tuple[int, list[int]]] = []
-    waits: list[float] = []
+    turns: list[tuple[float, float]] = []
     barrier = threading.Barrier(4)
 
     def work() -> None:
-        barrier.wait(30)
+        barrier.wait(240)
         while True:
             started = time.monotonic()
             job = claim(database, terms, pilot_id, floors)
-            waits.append(time.monotonic() - started)
+            turns.append((started, time.monotonic()))
             if job is None:
                 return
             found.append((job.job_id, [each.id for each in job.units]))
@@ -153,9 +154,12 @@ def test_four_threads_on_sqlite_claim_each_unit_once_and_none_waits_long(make_ur
     for each in workers:
         each.start()
     for each in workers:
-        each.join(120)
+        each.join(600)
     check_race(site, task, found, 1200)
-    assert max(waits) < 1.0
+    # In turns, not in seconds, which a slow disk makes long for all of them.
+    ends = sorted(ended for _, ended in turns)
+    passed = [bisect_left(ends, ended) - bisect_left(ends, started) for started, ended in turns]
+    assert max(passed) < 150, "one has waited while the others came again and again"
 
 
 # ---------------------------------------------------------------- the claim says what the rule says

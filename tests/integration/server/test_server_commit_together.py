@@ -69,11 +69,11 @@ class Queued:
         self._threads = ThreadPoolExecutor(16)
         self._threads.submit(site.dispatcher.commits.do, object(), self._hold)
         self.sizes: list[int] = []
-        assert self._at_work.wait(30)
+        assert self._at_work.wait(240)
 
     def _hold(self, batch: list[Any]) -> list[object]:
         self._at_work.set()
-        self._held.wait(30)
+        self._held.wait(240)
         return [True] * len(batch)
 
     def ask(self, call: Callable[..., Any], *given: object) -> Future[Any]:
@@ -267,9 +267,9 @@ def test_a_row_that_somebody_holds_is_waited_for_alone(world: Site, queued: Queu
     with world.database.write() as connection:
         connection.execute(select(job).where(job.c.id == a.job_id).with_for_update())
         queued._held.set()
-        assert other.result(30).state == JobState.FINISHED
+        assert other.result(240).state == JobState.FINISHED
         assert not held.done()
-    assert held.result(30).state == JobState.FINISHED
+    assert held.result(240).state == JobState.FINISHED
     world.check_counts()
 
 
@@ -327,9 +327,9 @@ def test_a_statement_behind_a_lock_sees_what_its_holder_committed(world: Site) -
         before = int(connection.execute(text("SELECT count(*) FROM lease")).scalar_one())
         connection.execute(text("SELECT pg_advisory_xact_lock(7)"))
         seen = threads.submit(both)
-        assert started.wait(30)
+        assert started.wait(240)
         while not connection.execute(text("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")).all():
             future_wait(seen)
         connection.execute(text("INSERT INTO lease (name, holder, expires) VALUES ('new', 'x', 0)"))
         connection.commit()
-        assert seen.result(30) == before + 1
+        assert seen.result(240) == before + 1

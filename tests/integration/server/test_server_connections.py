@@ -40,7 +40,7 @@ def port(tmp_path: Path) -> Iterator[int]:
         yield int(next(filter(None, map(STARTED.search, process.stderr)))[1])
     finally:
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
 
 
 @pytest.fixture

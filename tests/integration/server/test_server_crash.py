@@ -143,7 +143,7 @@ def kill_postmaster(server: PostgresServer, _: Site) -> None:
     """As when the machine's memory runs out: the server is gone at once, and its processes follow."""
     processes = psutil.Process(server.pid).children(recursive=True)
     os.kill(server.pid, signal.SIGKILL)
-    psutil.wait_procs(processes, 30)
+    psutil.wait_procs(processes, 120)
     server.stop()
     server.start()
 
@@ -154,7 +154,7 @@ def kill_backend(server: PostgresServer, site: Site) -> None:
         pid = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
         assert psutil.Process(pid).ppid() == server.pid
         os.kill(pid, signal.SIGKILL)
-        psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], 30)
+        psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], 120)
         connection.invalidate()
     wait_until(server.answers, "PostgreSQL answers again")
 

@@ -89,7 +89,7 @@ def test_login_with_a_certificate_at_a_real_web_server(world: World) -> None:
         cwd=client.folder,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
     )
     assert done.stdout == "alice CN=Alice,DC=pilotage\n", done.stderr
     code, _, err = client.ask("login", "-m", "x509", "root", "cert.pem", "key.pem")
@@ -246,7 +246,7 @@ def test_projects_are_searched(alice: Ddisp) -> None:
             cwd=alice.folder,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=180,
         )
         alice.said.append(f"$ ddisp project search -s {state} '{query}'\n{done.stdout}{done.stderr}")
         return json.loads(done.stdout) if done.returncode == 0 else done.stderr
@@ -360,7 +360,7 @@ def test_copy_cancel_activate_delete(alice: Ddisp, bob: Ddisp) -> None:
     assert alice("project", "cancel", str(again)) == ""
     assert alice("project", "delete", str(again)) == ""
     gone = lambda: alice.ask("project", "show", str(again))[:2] == (1, f"Project {again} not found\n")  # noqa: E731
-    assert wait_for(gone, "it is gone", 30)
+    assert wait_for(gone, "it is gone", 180)
 
 
 # ---------------------------------------------------------------- workers

@@ -161,7 +161,7 @@ def test_a_waiting_request_gets_what_happens_meanwhile(site: Site) -> None:
         assert waiter.is_alive()
     with site.database.write() as connection:
         add(connection, 7)
-    waiter.join(10)
+    waiter.join(120)
     assert [numbers(page.items) for page in got] == [[7]]
 
 

@@ -415,7 +415,7 @@ def test_failures_and_successes_at_once_are_all_counted_and_nobody_waits_for_eve
     def end(number: int) -> None:
         own = Site(url, ruled.clock)
         pilot = dataclasses.replace(pilots[number], site=own)
-        barrier.wait(60)
+        barrier.wait(240)
         try:
             if number == 0:
                 pilot.succeed(jobs[0], units=[jobs[0].units[0].unit_id])

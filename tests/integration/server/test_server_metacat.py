@@ -136,7 +136,7 @@ def test_a_metacat_that_fails_is_asked_again_later_and_not_waited_for(
     kind = UnknownDataset if reply[0] == 400 else CatalogUnavailable
     with pytest.raises(kind, match="MetaCat"):
         Plugins(catalogs).catalogs["metacat"].files("files from data:raw", "")
-    assert world.calls == ["query"] and time.monotonic() - begun < 3.0
+    assert world.calls == ["query"] and time.monotonic() - begun < 30.0
 
 
 def test_a_metacat_that_is_slow_or_away_is_given_up(world: MetaCatWorld, access: dict[str, Any]) -> None:
@@ -144,7 +144,7 @@ def test_a_metacat_that_is_slow_or_away_is_given_up(world: MetaCatWorld, access:
     release = threading.Event()
 
     def slowly(_call: str, _when: str) -> None:
-        release.wait(10.0)
+        release.wait(120.0)
 
     world.judge = slowly
     catalog = MetaCatCatalog(MetaCatOptions(**{**access, "timeout_s": 0.3}, storage="d"))

@@ -89,7 +89,7 @@ def test_two_servers_may_migrate_at_once(empty_url: str) -> None:
     answers: list[object] = []
 
     def migrate(database: Database) -> None:
-        barrier.wait(60)
+        barrier.wait(240)
         try:
             answers.append(upgrade(database))
         except Exception as error:  # noqa: BLE001 - told below

@@ -566,7 +566,7 @@ def test_one_request_at_the_same_moment_gets_one_set_of_files(here: Site) -> Non
     answers: list[list[str]] = []
 
     def ask() -> None:
-        barrier.wait(30)
+        barrier.wait(240)
         for _ in range(3):
             answers.append(names(reserve(here, project, request_id="the-same-one", count=2)))
 

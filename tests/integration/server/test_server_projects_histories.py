@@ -141,4 +141,4 @@ def test_no_history_forgets_a_file_or_takes_it_twice(kind: str, make_url_of: Cal
         site.database.close()
 
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)

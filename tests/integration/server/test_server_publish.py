@@ -87,7 +87,7 @@ def subscribed(broker: ActiveMq, place: str) -> Iterator[Callable[[int], list[tu
     connection.connect(USER, PASSWORD, wait=True)
     connection.subscribe(place, id="1", ack="auto")
     try:
-        yield lambda n: [came.get(timeout=20) for _ in range(n)]
+        yield lambda n: [came.get(timeout=180) for _ in range(n)]
         assert came.empty()
     finally:
         connection.disconnect()
@@ -202,11 +202,12 @@ def test_a_broker_that_accepts_and_never_acknowledges(
         def speak() -> None:
             for _ in range(2):
                 peer, _ = server.accept()
-                peer.settimeout(10)
+                peer.settimeout(120)
                 if b"STOMP" in peer.recv(4096):
                     peer.sendall(b"CONNECTED\nversion:1.2\n\n\0")
                 kept.append(peer)
 
+        monkeypatch.setattr(publish, "CONNECT_S", 60.0)  # from now on somebody answers, as fast as it gets to
         kept: list[socket.socket] = []
         thread = threading.Thread(target=speak, daemon=True)
         thread.start()

@@ -34,7 +34,7 @@ def _claim_all(url: str, pilot_id: int, terms: list[ClaimTerms], first: int, bar
     claimant = Claimant(pilot_id, "q", "s", "node", "}")
     found: list[tuple[int, int, list[int]]] = []
     empty = dict.fromkeys(range(len(terms)), 0)
-    barrier.wait(120)
+    barrier.wait(240)
     turn = first
     while empty:
         turn += 1
@@ -75,7 +75,7 @@ def test_real_postgres_sixteen_processes_claim_twenty_thousand_units_each_once(
         each.start()
     found = [each for _ in processes for each in results.get(timeout=240)]
     for each in processes:
-        each.join(30)
+        each.join(240)
         assert each.exitcode == 0
     taken = Counter(unit_id for _, _, ids in found for unit_id in ids)
     assert len(taken) == UNITS
@@ -130,7 +130,7 @@ def test_nothing_is_claimed_once_a_pause_is_answered(site: Site, url: str) -> No
         for _ in range(5):
             with moving:
                 wanted = len(claimed) + 10
-                assert moving.wait_for(partial(_reached, claimed, wanted, failures), 60)
+                assert moving.wait_for(partial(_reached, claimed, wanted, failures), 240)
             for task in tasks:
                 assert site.command(task, "pause").state == TaskState.PAUSED
             pauses += 1  # odd: whoever asks from now on gets nothing
@@ -142,7 +142,7 @@ def test_nothing_is_claimed_once_a_pause_is_answered(site: Site, url: str) -> No
     finally:
         stop.set()
         for each in threads:
-            each.join(60)
+            each.join(240)
     assert not failures
     assert len(claimed) > 50
     assert [job_id for paused, job_id in claimed if paused] == [], "a paused task gave a job"

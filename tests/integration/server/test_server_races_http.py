@@ -34,7 +34,7 @@ CLIENTS = 16
 UNITS = 20_000
 SIZES = [5, 10, 20, 50]
 """Units of a job, one task each."""
-PATIENCE_S = 120.0
+PATIENCE_S = 240.0
 STARTED = re.compile(rb"listening on http://127.0.0.1:(\d+)")
 OFFER = {"cores": 1, "memory_mb": 4000, "disk_mb": 20_000, "tags": ["apptainer"]}
 
@@ -71,8 +71,8 @@ def served(make_url_of: Callable[[str], str], tmp_path: Path) -> Iterator[Served
         yield Served(port, site)
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(30)
-        reader.join(10)
+        process.wait(120)
+        reader.join(120)
         site.database.close()
 
 
@@ -94,7 +94,7 @@ class _Client:
     def __init__(self, number: int, port: int, token: str) -> None:
         self.number, self.port = number, port
         self.headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
-        self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=240)
 
     def ask(self, jobs: int, request_id: str, connection: http.client.HTTPConnection) -> list[tuple[int, list[int]]]:
         body = json.dumps({"request_id": request_id, "offer": {**OFFER, "cores": jobs}, "max_jobs": jobs})
@@ -110,7 +110,7 @@ class _Client:
         request_id = uuid.uuid4().hex
         found = self.ask(1 + turn % 2, request_id, self.connection)
         if found and turn % 10 == 0:
-            other = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+            other = http.client.HTTPConnection("127.0.0.1", self.port, timeout=240)
             assert self.ask(1 + turn % 2, request_id, other) == found, "the repeat was answered otherwise"
             other.close()
         return found
@@ -118,7 +118,7 @@ class _Client:
 
 def _work(number: int, port: int, token: str, barrier: Any, pauses: Any, enough: Any, answers: Any) -> None:
     client, turn = _Client(number, port, token), 0
-    barrier.wait(60)
+    barrier.wait(240)
     while not enough.is_set():
         turn += 1
         before = pauses.value
@@ -131,9 +131,8 @@ def _work(number: int, port: int, token: str, barrier: Any, pauses: Any, enough:
 # ---------------------------------------------------------------- the race
 
 
-@pytest.mark.timeout(300)
 def test_real_postgres_sixteen_processes_over_http_get_each_of_twenty_thousand_units_once(served: Served) -> None:
-    """Two web processes, each with floors and looks of its own; in the middle all tasks are paused and resumed."""
+    """Two web processes, each with floors and looks of its own; all tasks are paused in between and resumed."""
     site = served.site.world()
     tasks = site.submit(*[stage(f"s{n}", count=UNITS // 4, files_per_job=size) for n, size in enumerate(SIZES)])
     context = multiprocessing.get_context("forkserver")
@@ -151,13 +150,13 @@ def test_real_postgres_sixteen_processes_over_http_get_each_of_twenty_thousand_u
     finally:
         enough.set()
     for process in processes:
-        process.join(60)
+        process.join(240)
         assert process.exitcode == 0
     _check(site, found)
 
 
 def _watch(site: Site, tasks: list[int], pauses: Any, answers: Any) -> list[tuple[int, list[int]]]:
-    """All jobs that the clients got. With half of the units gone the tasks are paused until each client got nothing."""
+    """All jobs that the clients got. Early on the tasks are paused until each client got nothing."""
     found: list[tuple[int, list[int]]] = []
     idle: set[int] = set()
     taken = 0
@@ -166,7 +165,7 @@ def _watch(site: Site, tasks: list[int], pauses: Any, answers: Any) -> list[tupl
         found += answer.jobs
         taken += sum(len(ids) for _, ids in answer.jobs)
         assert not (answer.pauses == 1 and answer.jobs), "a paused task gave a job"
-        if pauses.value == 0 and taken >= UNITS // 2:
+        if pauses.value == 0 and taken >= UNITS // 10:  # soon: this process may be slow to hear of what the clients got
             for task in tasks:
                 assert site.command(task, "pause").state == TaskState.PAUSED
             pauses.value = 1

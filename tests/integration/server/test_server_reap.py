@@ -247,13 +247,13 @@ def test_a_confirmation_and_the_reaper_at_once_end_a_job_once(site: Site, url: s
     barrier = threading.Barrier(2)
 
     def reap_all() -> None:
-        barrier.wait(60)
+        barrier.wait(240)
         for job in jobs:
             reaping.lose(other.dispatcher, job.job_id, site.clock.now() - 1, ErrorCode.HEARTBEAT_LOST, "")
 
     reaper = threading.Thread(target=reap_all)
     reaper.start()
-    barrier.wait(60)
+    barrier.wait(240)
     taken = 0
     for job, request in reversed(list(zip(jobs, requests, strict=True))):
         try:
@@ -261,7 +261,7 @@ def test_a_confirmation_and_the_reaper_at_once_end_a_job_once(site: Site, url: s
             taken += 1
         except Refused as refused:
             assert refused.status == 410
-    reaper.join(30)
+    reaper.join(240)
     found = states(site.units(task))
     assert found.get("done", 0) == taken == len(site.outputs(task))
     assert sum(found.values()) == 12
@@ -312,7 +312,7 @@ def test_two_web_processes_once_collided_when_they_first_said_that_they_are_up(s
     barrier, problems = threading.Barrier(4), []
 
     def say(own: Site) -> None:
-        barrier.wait(60)
+        barrier.wait(240)
         try:
             own.say_up()
         except Exception as error:  # noqa: BLE001 - told below
@@ -323,7 +323,7 @@ def test_two_web_processes_once_collided_when_they_first_said_that_they_are_up(s
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(240)
     assert problems == []
     with site.database.read() as connection:
         assert agents.up_since(connection, 10.0, site.clock.now()) == site.clock.now()

@@ -44,7 +44,7 @@ def at_once(*calls: Callable[[], T]) -> list[T]:
     answers: list[Any] = [None] * len(calls)
 
     def run(place: int, call: Callable[[], T]) -> None:
-        barrier.wait(60)
+        barrier.wait(240)
         for _ in range(10):
             try:
                 answers[place] = call()

@@ -134,7 +134,7 @@ def test_concurrent_claims_never_take_more_scouts_than_there_are(world: Site) ->
     barrier, taken = threading.Barrier(8), []
 
     def take() -> None:
-        barrier.wait(60)
+        barrier.wait(240)
         for _ in range(10):
             with world.database.write() as connection:
                 taken.append(measurements.take_scout(connection, scouting, 10))
