@@ -157,7 +157,7 @@ while :; do sleep 1; done
     payload = [child for child in below(pilot) if "jobscript" in " ".join(words_of(child))]
     told = time.time()
     pilot.terminate()
-    wait_for(lambda: gone(pilot), "the pilot ends", 20.0)
+    wait_for(lambda: gone(pilot), "the pilot ends", QUICK_S)
     ended = system.calls.job(job.id)
     assert ended.state == "failed" and ended.error_code == ErrorCode.SIGTERM
     assert ended.ended is not None and ended.ended - told < 20.0

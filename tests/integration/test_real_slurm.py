@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from harvester.transport.base import TransportError
 from harvester.transport.local import LocalTransport
 from harvester.transport.ssh import SshOptions, SshTransport
 from tests.contract.rigs_slurm import TIMEOUT_S, PsijRig, SlurmRig, SlurmSshRig, ssh_options
-from tests.services.base import wait_until
+from tests.services.base import ServiceFailed, wait_until
 from tests.services.slurm import SlurmCluster
 from tests.services.sshd import SshServer
 
@@ -107,10 +108,20 @@ def test_requeued_worker_waits_and_runs_again(rig: SlurmRig) -> None:
     rig.cluster.call("scontrol", "requeuehold", ref.batch_id)
     outcome = _soon(rig, ref, W.HELD)
     assert "JobHeld" in outcome.reason or "held" in outcome.reason.lower()
-    rig.cluster.call("scontrol", "release", ref.batch_id)
-    _soon(rig, ref, W.SUBMITTED, W.RUNNING)
-    rig.cluster.call("scontrol", "update", f"JobId={ref.batch_id}", "StartTime=now")
-    _soon(rig, ref, W.RUNNING)
+    seen = []
+
+    def runs_again() -> bool:
+        """Slurm holds it and puts it off once more when the end of its first run comes after an admin's words."""
+        seen.append(rig.backend.status([ref])[ref.mark].state)
+        with suppress(ServiceFailed):  # it has started meanwhile
+            if seen[-1] is W.HELD:
+                rig.cluster.call("scontrol", "release", ref.batch_id)
+            elif seen[-1] is W.SUBMITTED:
+                rig.cluster.call("scontrol", "update", f"JobId={ref.batch_id}", "StartTime=now")
+        return seen[-1] is W.RUNNING
+
+    _wait_for(runs_again)
+    assert {W.HELD} <= set(seen) <= {W.HELD, W.SUBMITTED, W.RUNNING}
     _wait_for(lambda: _starts(rig, ref) == [ref.batch_id.partition("_")[0]] * 2)
 
 

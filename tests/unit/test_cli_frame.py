@@ -170,7 +170,7 @@ def test_the_real_help_is_quick_and_loads_nothing_heavy(tmp_path: Path) -> None:
     assert re.search(r"^  config +Look at the configuration$", output.stdout, re.MULTILINE)
     loaded = set(output.stdout.partition("LOADED")[2].split())
     assert not loaded & {"requests", "urllib3", "rich", "msgspec", "jwt", "falcon", "sqlalchemy", "psutil"}
-    assert min(seconds) < 0.5, "CPU seconds of pilotage --help"
+    assert min(seconds) < 2.0, "CPU seconds of pilotage --help; some 0.1 on a quiet machine"
 
 
 # --- failures ---------------------------------------------------------------------------------------------------------

@@ -131,7 +131,7 @@ def test_every_answer_of_a_server_tells_how_far_the_clocks_are_apart(off_s: floa
     try:
         client.call("GET", "/", None, type(None))
         told_s = client.clock_ahead_s
-        assert told_s is not None and abs(told_s + off_s) < 2.0
+        assert told_s is not None and abs(told_s + off_s) < 60.0
     finally:
         client.close()
         server.stop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import tarfile
 import time
 from pathlib import Path
@@ -49,16 +50,17 @@ def test_too_many_processes(fake: FakeServer, tmp_path: Path) -> None:
     script = "for i in 1 2 3 4 5 6 7 8 9; do sleep 60 & echo $! >> pids; done; wait"
     report = report_of(fake, tmp_path, script, {"processes_limit": 5, "keep": True})
     assert report.error_code == ErrorCode.TOO_MANY_PROCESSES
-    assert report.error_detail == "processes: 10.0, allowed 5.0"
+    # It may be looked at before it has all that it wants.
+    assert re.fullmatch(r"processes: ([6-9]|1[0-9])\.0, allowed 5\.0", report.error_detail)
     assert [unit.outcome for unit in report.units] == [UnitOutcome.FAILED]
     for pid in (tmp_path / "work" / "jobs" / "job-1" / "work" / "pids").read_text().split():
         assert not Path(f"/proc/{pid}").exists()
 
 
 def test_a_payload_that_hangs_is_killed_and_leaves_its_stacks(fake: FakeServer, tmp_path: Path) -> None:
-    report = report_of(fake, tmp_path, "echo begun; sleep 600", {"looping_s": 0.5, "core_limit_mb": 50})
+    report = report_of(fake, tmp_path, "echo begun; sleep 600", {"looping_s": 2.0, "core_limit_mb": 50})
     assert report.error_code == ErrorCode.LOOPING_JOB
-    assert report.error_detail.startswith("looping_s: ") and report.error_detail.endswith("allowed 0.5")
+    assert report.error_detail.startswith("looping_s: ") and report.error_detail.endswith("allowed 2.0")
     stacks = in_log(fake, "evidence/stacks.txt")
     assert " jobscript, state" in stacks and " sleep, state" in stacks
     assert "#0" in stacks or "gdb is not installed" in stacks or "ptrace_scope" in stacks
@@ -81,8 +83,8 @@ def test_a_job_may_say_that_it_never_hangs(fake: FakeServer, tmp_path: Path) -> 
 
 
 def test_one_that_writes_does_not_hang(fake: FakeServer, tmp_path: Path) -> None:
-    script = "for i in 1 2 3 4 5 6 7 8; do echo $i >> out; sleep 0.2; done"
-    assert report_of(fake, tmp_path, script, {"looping_s": 0.6}).state is JobState.FINISHED
+    script = "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16; do echo $i >> out; sleep 0.2; done"
+    assert report_of(fake, tmp_path, script, {"looping_s": 2.5}).state is JobState.FINISHED
 
 
 def test_the_disk_is_never_filled(fake: FakeServer, tmp_path: Path) -> None:
@@ -106,8 +108,9 @@ while True:
 
 
 def test_a_payload_is_warned_before_its_time_is_over(fake: FakeServer, tmp_path: Path) -> None:
-    fake.queue = QueueSpec(name="q", site="here", cores=1, copytools=["file"], wall_s=30)
-    settings = {"end_margin_s": 0.0, "min_wall_s": 0.0, "wall_warning_s": 29.5}
+    fake.queue = QueueSpec(name="q", site="here", cores=1, copytools=["file"], wall_s=90)
+    # Five seconds in which the payload gets ready.
+    settings = {"end_margin_s": 0.0, "min_wall_s": 0.0, "wall_warning_s": 85.0}
     report = report_of(fake, tmp_path, WARNED, settings, outputs=[OutputPattern("*.out")])
     assert (report.state, len(report.outputs)) == (JobState.FINISHED, 2)
     assert "SIGUSR1 to 1 processes that handle it" in in_log(fake, "pilot-job.log")
@@ -123,7 +126,7 @@ def test_the_warning_kills_nobody_who_does_not_know_it(fake: FakeServer, tmp_pat
 
 
 def test_what_was_measured_is_reported(fake: FakeServer, tmp_path: Path) -> None:
-    script = f"dd if=/dev/zero of=big.out bs=1M count=8 conv=fsync 2>/dev/null; sleep 0.5; # {time.time()}"
+    script = f"dd if=/dev/zero of=big.out bs=1M count=8 conv=fsync 2>/dev/null; sleep 1.5; # {time.time()}"
     report = report_of(fake, tmp_path, script, {})
     assert report.metrics is not None
     assert report.metrics.max_rss_mb > 0 and report.metrics.processes >= 1

@@ -380,7 +380,9 @@ def run(site: Site, job: dict[str, str], work: Path) -> subprocess.CompletedProc
     (work / "pilotage-run").write_bytes(script)
     (work / "pilotage-run").chmod(0o755)
     command = f"./pilotage-run {job['jobPars']}"
-    return subprocess.run(["/bin/sh", "-c", command], cwd=work, capture_output=True, text=True, check=False, timeout=30)
+    return subprocess.run(
+        ["/bin/sh", "-c", command], cwd=work, capture_output=True, text=True, check=False, timeout=180
+    )
 
 
 def test_a_command_runs_with_its_variables_and_its_outputs_get_their_names(site: Site, tmp_path: Path) -> None:
