@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +240,7 @@ def test_storage_that_closes_while_the_payload_runs_costs_no_attempt(system: Sys
     )
     system.wait_jobs(task, "running", deadline=QUICK_S)
     system.put("/v1/storages/closing", {**closing, "status": "offline"})
+    time.sleep(3.0)  # the server's look at the world may be a second old, and more where it is busy
     gate.touch()
     failed = system.wait_jobs(task, "failed", deadline=QUICK_S)[0]
     assert failed.error_code == ErrorCode.NO_STORAGE
