@@ -37,6 +37,8 @@ from tests.harvester_world import FakeServer
 PILOTS = 3
 """Workers that each queue should have."""
 DEADLINE_S = 240.0
+SHOWN_S = 30.0
+"""A worker that is there turns up in a list of all of them within that time."""
 PAUSE_S = 0.05
 
 WRITES = {
@@ -224,7 +226,7 @@ def _row(
     try:
         wanted = PILOTS * len(config.queues)
         _restarted(row, harvester, wanted)
-        _judge(row, harvester, wanted, arrived, [mark for mark in list_marks(folder) if mark not in before])
+        _judge(row, harvester, wanted, arrived, _given(harvester, lambda: list_marks(folder), before))
         _ask_to_end(harvester, config)
     finally:
         harvester.store.close()
@@ -246,6 +248,20 @@ def _restarted(row: Row, harvester: Harvester, wanted: int) -> None:
             return
         done = harvester.cycle.run(threading.Event())
         row.problems = [problem for problem in row.problems if problem.startswith("it was")] + done.problems
+        threading.Event().wait(PAUSE_S)
+
+
+def _given(harvester: Harvester, list_marks: Callable[[], Sequence[str]], before: set[str]) -> list[str]:
+    """Every worker that the batch system was ever given; it is asked again as long as one that lives is not among them.
+
+    What a batch system writes down of its jobs it writes anew now and then: who looks just then misses one.
+    """
+    live = {worker.mark for worker in harvester.store.live()}
+    give_up = time.monotonic() + SHOWN_S
+    while True:
+        given = [mark for mark in list_marks() if mark not in before]
+        if live <= set(given) or time.monotonic() > give_up:
+            return given
         threading.Event().wait(PAUSE_S)
 
 
