@@ -280,8 +280,17 @@ def test_a_ce_that_is_down_changes_nothing(rig: ArcRig) -> None:
 
 def delegated(rig: ArcRig, job: str) -> tuple[str, datetime]:
     """The delegation that a job has, and when what the CE holds of it ends."""
-    lines = kept(rig.ce, job, "local").read_text().splitlines()
-    name = next(line.partition("=")[2] for line in lines if line.startswith("delegationid="))
+    names_of: list[str] = []
+
+    def told() -> bool:
+        """A-REX writes the file anew now and then: who looks just then finds nothing in it, or no file."""
+        with suppress(FileNotFoundError):
+            lines = kept(rig.ce, job, "local").read_text().splitlines()
+            names_of[:] = [line.partition("=")[2] for line in lines if line.startswith("delegationid=")]
+        return bool(names_of)
+
+    wait_until(told, "A-REX tells of the job's delegation")
+    (name,) = names_of
     rest = rest_of(rig.restarted())
     chain = rest._call("POST", rest._path("delegations", name), {"action": "get"}).content
     return name, x509.load_pem_x509_certificates(chain)[0].not_valid_after_utc
