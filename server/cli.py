@@ -8,10 +8,12 @@ import os
 import resource
 import signal
 import socket
+import ssl
 import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 
@@ -26,6 +28,7 @@ from server.access.logins import mint_token
 from server.app import create_dispatcher, create_served_app, run_agents
 from server.cli_imports import import_command
 from server.cli_people import user
+from server.compat.faces import check_faces
 from server.config import ServerConfig
 from server.store.database import DatabaseUnavailable
 from server.store.migrate import NewerDatabase, upgrade
@@ -139,6 +142,7 @@ def serve(config: ServerConfig, *, with_agents: bool) -> None:
     from granian.log import LogLevels
 
     _check_tls(config)
+    check_faces(config.compat)
     port = _claim_port(config)
     web = Granian(
         target="pilotage",
@@ -218,11 +222,28 @@ def _announce(config: ServerConfig, url: str) -> None:
     try:
         client.call("GET", "/healthz", None, Health, total_s=READY_S)
     except HttpError as error:
-        logger.error("the server does not answer: %s", error)
-    else:
-        click.echo(f"listening on {url}", err=True)
+        if not (config.tls_cert and _takes_connections(url)):
+            logger.error("the server does not answer: %s", error)
+            return
     finally:
         client.close()
+    click.echo(f"listening on {url}", err=True)
+
+
+def _takes_connections(url: str) -> bool:
+    """Whether a server takes TLS connections, whoever it proves to be.
+
+    Its certificate is for the name that clients use, and may be of an authority that only they know.
+    """
+    parts = urlsplit(url)
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        with socket.create_connection((parts.hostname or "", parts.port or 443), READY_S) as plain:
+            context.wrap_socket(plain).close()
+    except OSError:
+        return False
+    return True
 
 
 def _check_tls(config: ServerConfig) -> None:

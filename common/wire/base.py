@@ -8,7 +8,8 @@ import msgspec
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+\-]*$(?!\n)")]
 """A name of ours: letters, digits and ``. _ + -``, beginning with a letter or digit."""
-Did = Annotated[str, msgspec.Meta(min_length=3, max_length=511, pattern=r"^[^:\s/]+:[^\s/][^/\x00-\x1f]*$(?!\n)")]
+_DID = r"^[^:\s/\x00-\x1f]+:[^\s/\x00-\x1f][^/\x00-\x1f]*$(?!\n)"
+Did = Annotated[str, msgspec.Meta(min_length=3, max_length=511, pattern=_DID)]
 """``scope:name``; neither part holds a slash."""
 Checksum = Annotated[str, msgspec.Meta(pattern=r"^(adler32:[0-9a-f]{8}|md5:[0-9a-f]{32}|sha256:[0-9a-f]{64})$(?!\n)")]
 Text = Annotated[str, msgspec.Meta(max_length=4096)]

@@ -15,7 +15,8 @@ from common.wire.workflows import FileSpec, Page, ReplicaSpec
 WorkerId = Annotated[str, msgspec.Meta(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f]+$(?!\n)")]
 """Whatever a worker calls itself; it must be its own."""
 Timeout = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
-Names = Annotated[list[Annotated[str, msgspec.Meta(min_length=1, max_length=255)]], msgspec.Meta(max_length=1000)]
+_Word = Annotated[str, msgspec.Meta(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f]+$(?!\n)")]
+Names = Annotated[list[_Word], msgspec.Meta(max_length=1000)]
 WORKER_TIMEOUT_S = 12 * 3600.0
 IDLE_TIMEOUT_S = 72 * 3600.0
 MOST_FILES = 1000

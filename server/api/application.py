@@ -19,7 +19,7 @@ from server.api.auth import Later, authenticate, bearer
 from server.api.metering import Metering
 from server.api.routes import ROUTES
 from server.api.routing import Call, Raw, Route
-from server.compat.bodies import PIECE_BYTES, Body
+from server.compat.bodies import PIECE_BYTES, Body, check_whole
 from server.compat.face import Face
 from server.compat.faces import faces_of
 from server.dispatch.context import Dispatcher
@@ -28,6 +28,10 @@ from server.dispatch.rights import check_sight
 from server.store.database import DatabaseUnavailable, IntegrityError, UnstorableValue
 
 logger = logging.getLogger(__name__)
+
+MOST_REST = 4 * 1024**3
+"""Bytes of a refused body that are taken all the same, of a caller who is known: twice what a person may have here."""
+MOST_REST_OF_STRANGERS = 64 * 1024**2
 
 
 def create_application(
@@ -53,7 +57,7 @@ def create_application(
     for path, resource in resources.items():
         app.add_route(path, resource)
     app.add_error_handler(Exception, _unexpected)
-    app.add_error_handler(falcon.HTTPError, _http_error)
+    app.add_error_handler(falcon.HTTPError, _http_errors(shown))
     app.add_error_handler(Refused, _refused)
     app.add_error_handler(DatabaseUnavailable, _unavailable)
     app.add_error_handler(IntegrityError, _collision)
@@ -70,6 +74,7 @@ def _responder(dispatcher: Dispatcher, access: Access, route: Route, face: Face 
     def respond(req: falcon.Request, resp: falcon.Response, **path: str) -> None:
         req.context.face = face
         caller = authenticate(access, route, req, bearer if face is None else face.credential)
+        req.context.known = True
         limit = access.limiter.body_bytes(limit_of(caller.roles))
         body: Any = _decode(decoder, _read(req, limit)) if decoder is not None else None
         if route.stream:
@@ -121,8 +126,11 @@ def _read(req: falcon.Request, limit: int) -> bytes:
 def _pieces(req: falcon.Request) -> Iterator[bytes]:
     """The body, piece by piece; whoever takes it counts."""
     stream = _stream(req)
+    taken = 0
     while piece := stream.read(PIECE_BYTES):
+        taken += len(piece)
         yield piece
+    check_whole(taken, req.content_length)
 
 
 _WHERE = re.compile(r"^(?P<what>.*) - at `(?P<path>[^`]*)`$", re.DOTALL)
@@ -144,10 +152,24 @@ def _send(req: falcon.Request, resp: falcon.Response, problem: Problem) -> None:
     face = getattr(req.context, "face", None)
     if face is not None:
         _send_raw(resp, face.refused(req, problem))
+        _take_rest(req)
         return
     resp.status = problem.status
     resp.content_type = CONTENT_TYPE
     resp.data = problem.encode()
+
+
+def _take_rest(req: falcon.Request) -> None:
+    """Take what is left of a body that was refused, and keep nothing of it.
+
+    A client of another system sends all of it before it listens: it would find the connection broken, and no words.
+    """
+    if not req.content_length and not req.get_header("Transfer-Encoding"):
+        return
+    left = MOST_REST if getattr(req.context, "known", False) else MOST_REST_OF_STRANGERS
+    stream = _stream(req)
+    while left > 0 and (piece := stream.read(PIECE_BYTES)):
+        left -= len(piece)
 
 
 def _refused(req: falcon.Request, resp: falcon.Response, error: Refused, _: Any) -> None:
@@ -167,6 +189,17 @@ def _refused(req: falcon.Request, resp: falcon.Response, error: Refused, _: Any)
             extensions=error.extensions,
         ),
     )
+
+
+def _http_errors(faces: Sequence[Face]) -> Responder:
+    """The handler of what Falcon refuses: an address or a method that no route has is some protocol's all the same."""
+
+    def handle(req: falcon.Request, resp: falcon.Response, error: falcon.HTTPError, params: Any) -> None:
+        if getattr(req.context, "face", None) is None:
+            req.context.face = next((face for face in faces if face.owns(req.path)), None)
+        _http_error(req, resp, error, params)
+
+    return handle
 
 
 def _http_error(req: falcon.Request, resp: falcon.Response, error: falcon.HTTPError, _: Any) -> None:

@@ -20,10 +20,13 @@ _MOST_CHARS = 500
 def note_change(dispatcher: Dispatcher, route: Route, call: Call, reply: object, address: str) -> None:
     """Write down who changed what: the route, what its path and query name, what was made; never the body.
 
+    Of the query only what the route knows: a client of another system may send anything there, a password even.
+
     The change itself was committed before: where the database goes away in between, the log tells it alone.
     """
+    asked = {name: call.query[name] for name in route.query if name in call.query}
     detail: dict[str, Any] = {
-        **{name: value[:_MOST_CHARS] for name, value in {**call.query, **call.path}.items()},
+        **{name: value[:_MOST_CHARS] for name, value in {**asked, **call.path}.items()},
         **call.audit,
         "method": route.method,
         "route": route.path,

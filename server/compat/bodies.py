@@ -27,18 +27,20 @@ class Body:
             raise TooLarge(f"at most {limit} bytes are taken")
         self._stream = stream
         self._limit = limit
+        self._said = said
 
     def pieces(self) -> Iterator[bytes]:
-        """The body as it was sent, piece by piece. Raises TooLarge."""
+        """The body as it was sent, piece by piece. Raises TooLarge, or Invalid: it breaks off."""
         taken = 0
         while piece := self._stream.read(PIECE_BYTES):
             taken += len(piece)
             if taken > self._limit:
                 raise TooLarge(f"at most {self._limit} bytes are taken")
             yield piece
+        check_whole(taken, self._said)
 
     def raw(self) -> bytes:
-        """The body as it was sent. Raises TooLarge."""
+        """The body as it was sent. Raises TooLarge, or Invalid: it breaks off."""
         return b"".join(self.pieces())
 
     def plain(self) -> bytes:
@@ -66,6 +68,12 @@ class Body:
         if not isinstance(found, dict):
             raise Invalid("the body is no JSON object", [("$", "send a JSON object, or a form")])
         return found
+
+
+def check_whole(taken: int, said: int | None) -> None:
+    """Raises Invalid if fewer bytes came than the request said: the web server does not tell a connection that broke."""
+    if said is not None and taken < said:
+        raise Invalid(f"the body breaks off: {taken} of {said} bytes came", [("$", "send all of it")])
 
 
 def inflated(raw: bytes, limit: int) -> bytes:

@@ -18,9 +18,12 @@ import msgspec
 from common.problem import Problem
 from server.api.auth import bearer
 from server.api.routing import Raw, Route
+from server.compat.settings import Compat
 
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
+NO_PAGE = "pilotage:http"
+"""The type of a problem with the address or the method of a request; its detail is the address alone."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,21 @@ class Face:
     """A refusal in this client's words; the status is the client's, too."""
     credential: Callable[[falcon.Request], str | None] = bearer
     """The token that a request carries, if any."""
+    below: tuple[str, ...] = ()
+    """Paths that are this protocol's with all that is below them: what is not there is refused in its client's words, too."""
+    check: Callable[[Compat], None] = lambda _: None
+    """Raises ConfigError for settings with which it could serve nobody; asked when the server starts."""
+
+    def owns(self, path: str) -> bool:
+        """Whether a path is this protocol's, whether something is there or not."""
+        return any(path == each or path.startswith(f"{each}/") for each in self.below)
+
+
+def words_of(problem: Problem) -> str:
+    """What a refusal says to a person, in one line."""
+    if problem.type == NO_PAGE:
+        return f"{problem.title}: {problem.detail}"
+    return problem.detail or problem.title
 
 
 def as_json(content: Any, status: int = 200, content_type: str = JSON, **headers: str) -> Raw:

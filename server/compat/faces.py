@@ -23,3 +23,9 @@ FACES: tuple[Face, ...] = (
 def faces_of(config: Compat, known: tuple[Face, ...] = FACES) -> list[Face]:
     """Those that are turned on."""
     return [face for face in known if getattr(config, face.name).on]
+
+
+def check_faces(config: Compat) -> None:
+    """Raises ConfigError: a face that is turned on could serve nobody with these settings."""
+    for face in faces_of(config):
+        face.check(config)

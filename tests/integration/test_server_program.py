@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.services.certificates import Authority
+
 STARTED = re.compile(rb"listening on (http://\S+)")
 PILOTAGE = [sys.executable, "-m", "common.cli.main"]
 
@@ -88,3 +90,30 @@ def test_a_certificate_that_cannot_be_read_is_refused(environment: dict[str, str
         "PILOTAGE_SERVER_TLS_KEY": str(tmp_path / "none.key"),
     }
     assert "[server] tls_cert" in refused({**environment, **given}, tmp_path, "--port", "0")
+
+
+def test_a_face_that_could_serve_nobody_is_refused(environment: dict[str, str], tmp_path: Path) -> None:
+    """It began all the same, and each ``act proxy`` was a mistake of ours."""
+    config = tmp_path / "server.toml"
+    config.write_text(f'[server.compat.act]\non = true\nauthorities = "{tmp_path}/none"\n')
+    words = refused({**environment, "PILOTAGE_CONFIG": str(config)}, tmp_path, "--port", "0")
+    assert "[server.compat.act] authorities" in words and "none" in words
+
+
+def test_a_server_whose_certificate_is_for_another_name_says_that_it_listens(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    """It said that it does not answer, as its own call did not trust the certificate."""
+    Authority(tmp_path / "ca").host().write(tmp_path / "host.pem", tmp_path / "host.key")
+    given = {
+        "PILOTAGE_SERVER_TLS_CERT": str(tmp_path / "host.pem"),
+        "PILOTAGE_SERVER_TLS_KEY": str(tmp_path / "host.key"),
+    }
+    process = server({**environment, **given}, tmp_path, "--port", "0", "--web-only")
+    try:
+        assert process.stderr is not None
+        said = next(line for line in process.stderr if b"listening" in line or b"does not answer" in line)
+        assert said.startswith(b"listening on https://127.0.0.1:")
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)

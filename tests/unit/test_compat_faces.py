@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import io
 import re
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 import pytest
-from falcon.testing import TestClient
+from falcon.testing import TestClient, create_environ
 
 from common.problem import Problem
 from server.api.application import create_application
@@ -49,6 +50,7 @@ ODD = Face(
     ),
     refused=lambda _, problem: as_json({"msg": str(problem), "was": problem.status}, 200),
     credential=lambda req: req.get_header("X-Token"),
+    below=("/odd",),
 )
 
 
@@ -109,6 +111,37 @@ def test_strangers_are_refused_in_the_clients_words(site: Site, token: str | Non
     assert answer.json["was"] == status and answer.status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "was"),
+    [("GET", "/odd/nothing", 404), ("GET", "/odd", 404), ("DELETE", "/odd/echo", 405), ("GET", "/odd/echo/", 404)],
+)
+def test_what_is_not_there_is_refused_in_the_clients_words(site: Site, method: str, path: str, was: int) -> None:
+    answer = site.client.simulate_request(method, path)
+    assert (answer.status_code, answer.json["was"]) == (200, was)
+
+
+def test_what_is_not_a_faces_is_refused_in_our_words(site: Site) -> None:
+    answer = site.client.simulate_get("/oddity")
+    assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
+
+
+def test_paths_below_a_face_are_those_of_its_routes() -> None:
+    for face in FACES:
+        assert not face.below or all(face.owns(route.path) for route in face.routes), face.name
+
+
+@pytest.mark.parametrize("token", ["", "foreign_pilot"])
+def test_all_of_a_refused_body_is_taken_so_that_its_sender_hears_why(site: Site, token: str) -> None:
+    """``act`` found its connection broken, and its user a word about that, when a file was too large."""
+    body = io.BytesIO(b"x" * (60 * 1024 * 1024))
+    environ = create_environ("/odd/echo", method="POST", headers={"X-Token": site.token(token)} if token else {})
+    environ |= {"wsgi.input": body, "CONTENT_LENGTH": str(len(body.getvalue()))}
+    told: list[str] = []
+    answer = b"".join(site.client.app(environ, lambda status, *_: told.append(status)))  # type: ignore[arg-type]
+    assert told == ["200 OK"] and b'"was":' + (b"413" if token else b"401") in answer
+    assert body.tell() == len(body.getvalue())
+
+
 def test_a_mistake_of_ours_is_told_in_the_clients_words_without_a_traceback(site: Site) -> None:
     answer = site.client.simulate_get("/odd/broken")
     assert answer.json == {"msg": "A mistake inside the server; its log says more", "was": 500}
@@ -119,6 +152,13 @@ def test_a_small_body_cannot_become_a_large_one() -> None:
     with pytest.raises(TooLarge, match="decompressed"):
         inflated(bomb, len(bomb) + LIMIT)
     assert inflated(gzip.compress(b"0" * LIMIT), LIMIT) == b"0" * LIMIT
+
+
+@pytest.mark.parametrize("said", [11, 10**6])
+def test_a_body_that_breaks_off_is_not_taken_for_a_whole_one(said: int) -> None:
+    """The web server tells no connection that broke from a body that ended."""
+    with pytest.raises(Invalid, match=f"10 of {said} bytes came"):
+        Body(io.BytesIO(b'{"a": "b"}'), 2 * said, said).json()
 
 
 class Endless:

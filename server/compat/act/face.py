@@ -7,15 +7,19 @@ import falcon
 from common.problem import Problem
 from server.api.routing import Raw, Role, Route, allow
 from server.compat.act import jobs, proxies
-from server.compat.face import Face, as_json
+from server.compat.face import Face, as_json, words_of
 
 _USER = allow(Role.USER)
+_CHOICE = ("id", "name", "state")
+"""What chooses jobs in a query, and is told to the audit."""
 
 
 def refused(_: falcon.Request, problem: Problem) -> Raw:
     """A refusal as ``act`` shows it."""
-    words = problem.detail or problem.title
-    return as_json({"msg": words}, problem.status)
+    words = words_of(problem)
+    return as_json(
+        {"msg": f"{words} (act proxy gives a new token)" if problem.status == 401 else words}, problem.status
+    )
 
 
 FACE = Face(
@@ -25,8 +29,8 @@ FACE = Face(
         Route("GET", "/jobs", _USER, jobs.stat, "One's own jobs"),
         Route("POST", "/jobs", _USER, jobs.create, "Make jobs"),
         Route("PUT", "/jobs", _USER, jobs.submit, "Describe jobs"),
-        Route("PATCH", "/jobs", _USER, jobs.command, "Fetch, cancel or resubmit jobs"),
-        Route("DELETE", "/jobs", _USER, jobs.clean, "Clean jobs"),
+        Route("PATCH", "/jobs", _USER, jobs.command, "Fetch, cancel or resubmit jobs", query=("action", *_CHOICE)),
+        Route("DELETE", "/jobs", _USER, jobs.clean, "Clean jobs", query=_CHOICE),
         Route(
             "PUT", "/jobs/{direct_id}/data/{name:path}", _USER, jobs.upload, "Upload a file of a job", status=204,
             audited=False,
@@ -39,4 +43,6 @@ FACE = Face(
         ),
     ),
     refused,
+    below=("/info", "/jobs", "/proxies"),
+    check=proxies.check,
 )  # fmt: skip

@@ -45,8 +45,8 @@ def _chosen(dispatcher: Dispatcher, call: Call) -> list[DirectRow]:
     state = call.query.get("state", "")
     if state and state not in STATES:
         raise Invalid(f"there is no state {state[:100]!r}", [("state", f"known: {', '.join(sorted(STATES))}")])
-    text = call.query.get("id", "")
-    ids = ids_of(text) if text else None
+    # An empty list of numbers is somebody's mistake, and does not stand for all jobs.
+    ids = ids_of(call.query["id"]) if "id" in call.query else None
     found = direct.look(dispatcher, call.caller, ids, call.query.get("name", ""))
     return [each for each in found if not state or arcstate(each.facts) == state]
 

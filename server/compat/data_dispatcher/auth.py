@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from common.tokens import SecretFileError, read_secret_file
@@ -17,6 +18,8 @@ from server.compat.settings import DataDispatcher
 from server.dispatch.context import Dispatcher
 from server.dispatch.errors import Forbidden, Refused, Unauthenticated
 from server.engine.access import PEOPLE, Role
+
+logger = logging.getLogger(__name__)
 
 TOKEN_HEADER = "X-Authentication-Token"
 METHODS = ("digest", "ldap", "x509", "token")
@@ -85,9 +88,12 @@ def _passwords(path: Path) -> dict[tuple[str, str], str]:
     try:
         return digest.passwords(read_secret_file(path))
     except SecretFileError as error:
-        raise NoPasswords(error.detail) from error
+        words = error.detail
     except ValueError as error:
-        raise NoPasswords(f"{path}: {error}") from error
+        words = f"{path}: {error}"
+    # Who asks is nobody yet: where the file lies, and what is wrong with it, is for the admin.
+    logger.error("nobody can log in with a password: %s", words)
+    raise NoPasswords("nobody can log in with a password now: an admin finds the reason in the server's log")
 
 
 # ---------------------------------------------------------------- certificates and tokens

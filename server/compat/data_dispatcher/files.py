@@ -21,10 +21,10 @@ from server.api.routing import Call, Raw
 from server.compat.data_dispatcher import asked, words
 from server.compat.data_dispatcher.asked import wrong
 from server.compat.data_dispatcher.projects import JSON, handles, listed
-from server.compat.face import as_json
+from server.compat.face import as_json, words_of
 from server.dispatch import projects, reserve
 from server.dispatch.context import Dispatcher
-from server.dispatch.errors import Conflict, Forbidden, NotFound
+from server.dispatch.errors import Conflict, Forbidden, Invalid, NotFound
 from server.engine.access import PEOPLE
 
 NO_SITE = ("", "DEFAULT")
@@ -69,7 +69,7 @@ def next_refused(problem: Problem) -> Raw:
     if problem.type == COLLISION:
         return as_json({"handle": None, "reason": problem.title, "retry": True}, 503, JSON)
     lasting = problem.status == 429 or problem.status >= LASTING
-    return nothing(problem.detail or problem.title, retry=lasting)
+    return nothing(words_of(problem), retry=lasting)
 
 
 def release(dispatcher: Dispatcher, call: Call) -> Raw:
@@ -97,7 +97,10 @@ def release(dispatcher: Dispatcher, call: Call) -> Raw:
 def _handle_id(call: Call) -> tuple[int, str]:
     """Project and DID of ``project:namespace:name``."""
     number, _, did = asked.text(call, "handle_id").partition(":")
-    asked.checked({"did": did, "outcome": "done"}, FileRelease)
+    try:
+        asked.checked({"did": did, "outcome": "done"}, FileRelease)
+    except Invalid as error:
+        raise wrong("handle_id", "give PROJECT:NAMESPACE:NAME") from error
     return asked.number(number), did
 
 

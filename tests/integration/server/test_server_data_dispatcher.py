@@ -360,7 +360,7 @@ def test_releases_in_all_ways(here: Site) -> None:
         ("{}:fake:set.1", "", "u", 404, "is not reserved"),
         ("{}:fake:nothing", "w", "u", 404, "has no file fake:nothing"),
         ("999:fake:set.0", "w", "u", 404, "there is no project 999"),
-        ("{}", "w", "u", 400, "did"),
+        ("{}", "w", "u", 400, "give PROJECT:NAMESPACE:NAME"),
         ("x:y:z", "w", "u", 400, "number of a project"),
         ("", "w", "u", 400, "handle_id"),
     ],
@@ -503,6 +503,43 @@ def test_questions_that_cannot_be_answered(
     assert (answer.status_code, words in answer.text) == (status, True), answer.text
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", f"{DATA}/file", 404),
+        ("GET", DATA, 404),
+        ("GET", f"{AUTH}/nothing", 404),
+        ("GET", f"{DATA}/create_project", 400),
+        ("DELETE", f"{DATA}/projects", 400),
+    ],
+)
+def test_what_is_not_there_is_told_in_words(here: Site, method: str, path: str, status: int) -> None:
+    """The client shows the text of a refusal; it was JSON of our own."""
+    answer = here.client.simulate_request(method, path, headers={"X-Authentication-Token": here.token("user")})
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "text/plain; charset=utf-8")
+    assert path in answer.text and "{" not in answer.text
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "HEAD"])
+def test_the_next_file_is_answered_with_200_whatever_the_method(here: Site, method: str) -> None:
+    answer = here.client.simulate_request(method, f"{DATA}/next_file")
+    assert answer.status_code == 200 and (method == "HEAD" or answer.json["retry"] is False)
+
+
+@pytest.mark.parametrize("did", ["a:\0", "a\1b:c", "\0:b", "a:b\x1f"])
+def test_names_with_control_characters_make_no_project(here: Site, did: str) -> None:
+    """A file was taken whose name no worker can send back."""
+    namespace, _, name = did.partition(":")
+    body = {"files": [{"namespace": namespace, "name": name}], "project_attributes": {"virtual": True}}
+    assert ask(here, "create_project", body).status_code == 400
+    body = {"files": ["a:b"], "project_attributes": {"virtual": True}, "users": ["bob\0"]}
+    assert ask(here, "create_project", body).status_code == 400
+
+
+def test_without_a_good_token_a_person_is_told_what_gives_one(here: Site) -> None:
+    assert "ddisp login" in ask(here, "projects", token="nonsense").text
+
+
 def test_only_the_owner_commands(here: Site) -> None:
     project = create(here, users=["friend"])
     before = here.row_counts()
@@ -518,6 +555,18 @@ def test_what_is_changed_by_a_get_is_told_to_the_audit(here: Site) -> None:
     said(ask(here, "cancel_project", project_id=project))
     events = here.admin("GET", "/v1/events?kind=AUDIT&limit=100", reply=dict)["items"]
     assert any(each["detail"].get("route") == f"{DATA}/cancel_project" for each in events)
+
+
+def test_what_else_a_client_puts_into_a_query_is_not_told_to_the_audit(
+    here: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever was asked became part of the event and of the log."""
+    caplog.set_level("INFO")
+    project = create(here)
+    said(ask(here, "cancel_project", project_id=project, password="open-sesame"))
+    events = here.admin("GET", "/v1/events?kind=AUDIT&limit=100", reply=dict)["items"]
+    assert any(each["detail"].get("project_id") == str(project) for each in events)
+    assert "open-sesame" not in repr(events) + caplog.text
 
 
 def test_logins_are_told_to_the_audit(here: Site) -> None:
@@ -759,11 +808,14 @@ def test_a_banned_person_cannot_log_in(here: Site) -> None:
     "spoil", [lambda p: p.chmod(0o644), lambda p: p.write_text("nonsense\n"), lambda p: p.unlink()]
 )
 def test_a_file_of_passwords_that_is_no_good_lets_nobody_in(
-    here: Site, tmp_path: Path, spoil: Callable[[Path], object]
+    here: Site, tmp_path: Path, spoil: Callable[[Path], object], caplog: pytest.LogCaptureFixture
 ) -> None:
-    spoil(tmp_path / "passwords")
+    """Strangers were told where it lies and what is wrong with it, and the admin was told nothing."""
+    path = tmp_path / "passwords"
+    spoil(path)
     answer = log_in(here, "alice", PASSWORD)
     assert answer.status_code == 503 and ALICE not in answer.text and "nonsense" not in answer.text
+    assert str(path) not in answer.text and str(path) in caplog.text
 
 
 def auth(site: Site, method: str, verb: str = "GET", username: str = "", **headers: str) -> Result:
