@@ -28,6 +28,8 @@ def install() -> None:
 class FrontEnd(Service):
     """nginx on loopback before the server at ``port``, with the headers of ``docs/how-to/authenticate.md``.
 
+    While that server is away it answers 503, as ``docs/how-to/migrate-from-data-dispatcher.md`` has it.
+
     ``secret`` is what it shares with that server; people's certificates are those of ``authority``.
     """
 
@@ -35,6 +37,7 @@ class FrontEnd(Service):
         require(install)
         folder.mkdir()
         self.port = free_port()
+        self.folder = folder
         self.ca_file = authority.file
         certificate, key = folder / "host.pem", folder / "host.key"
         authority.host().write(certificate, key)
@@ -48,6 +51,10 @@ class FrontEnd(Service):
     def url(self) -> str:
         """The server's address, without a slash at its end."""
         return f"https://localhost:{self.port}"
+
+    def access(self) -> str:
+        """What it was asked, and what it answered."""
+        return (self.folder / "access.log").read_text()
 
     def _listens(self) -> bool:
         try:
@@ -68,8 +75,9 @@ worker_processes 1;
 pid {folder}/pid;
 events {{}}
 http {{
-access_log off;
+access_log {folder}/access.log;
 {temporary}client_max_body_size 256m;
+client_body_buffer_size 1m;
 server {{
     listen 127.0.0.1:{port} ssl;
     ssl_certificate {folder}/host.pem;
@@ -81,7 +89,10 @@ server {{
         proxy_pass http://127.0.0.1:{behind};
         proxy_set_header X-Client-Verify  "$s $ssl_client_verify $s";
         proxy_set_header X-Client-Subject "$s $ssl_client_s_dn $s";
+        proxy_next_upstream off;
+        error_page 502 504 = @later;
     }}
+    location @later {{ return 503; }}
 }}
 }}
 """

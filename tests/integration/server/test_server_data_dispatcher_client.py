@@ -7,6 +7,8 @@ import re
 import shlex
 import subprocess
 import sys
+import threading
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import requests
 import tomllib
 
 from server.config import ServerConfig
@@ -459,6 +462,76 @@ def test_several_workers_at_once_get_each_file_once(alice: Ddisp, tmp_path: Path
         taken = list(pool.map(work, range(3)))
     assert sorted(sum(taken, [])) == dids and sum(map(bool, taken)) > 1
     assert alice.json("project", "show", "-j", str(project))["state"] == "done"
+
+
+def test_sixteen_connections_get_each_file_once_though_the_server_is_killed(alice: Ddisp) -> None:
+    """Whoever loses an answer in that looks for what it holds, and gives it back."""
+    world, workers, files = alice.world, 16, 400
+    project = make(
+        alice, [f"many:{number:04d}" for number in range(files)], "-A", "virtual=True", "-r", "outside_worker"
+    )
+    token = {"X-Authentication-Token": world.token("farm", "outside_worker")}
+    address = f"http://127.0.0.1:{world.port}/compat/data-dispatcher/data"
+    taken, done = Counter[str](), Counter[str]()
+    half = threading.Event()
+
+    def ask(session: requests.Session, path: str, **query: Any) -> Any:
+        """The answer, or None where it was lost or was not to be had now."""
+        try:
+            answer = session.get(f"{address}/{path}", params=query, headers=token, timeout=30)
+        except requests.ConnectionError:
+            answer = None
+        if answer is None or answer.status_code == 503:
+            threading.Event().wait(0.1)
+            return None
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def give_back(session: requests.Session, worker: str) -> None:
+        for held in ask(session, "handles", project_id=project, state="reserved") or []:
+            if held["worker_id"] == worker:
+                ask(session, "release", handle_id=f"{project}:many:{held['name']}", failed="yes", worker_id=worker)
+
+    def work(number: int) -> None:
+        worker = f"w{number}"
+        with requests.Session() as session:
+            while True:
+                said = ask(session, "next_file", project_id=project, worker_id=worker)
+                if said is None or said["retry"]:
+                    give_back(session, worker)
+                    continue
+                if said["handle"] is None:
+                    return
+                name = said["handle"]["name"]
+                taken[name] += 1
+                query = {"handle_id": f"{project}:many:{name}", "failed": "no", "worker_id": worker}
+                while ask(session, "release", **query) is None:
+                    pass
+                done[name] += 1
+                if len(done) >= files // 4:
+                    half.set()
+
+    with ThreadPoolExecutor(workers) as pool:
+        all_ = [pool.submit(work, number) for number in range(workers)]
+        assert half.wait(60)
+        world.server.kill9()
+        world.server.start()
+        for each in all_:
+            each.result(timeout=120)
+    assert len(done) == files and set(done.values()) == {1} and set(taken.values()) == {1}
+    assert alice.json("project", "show", "-j", str(project))["state"] == "done"
+
+
+def test_a_worker_outlives_a_restart_of_the_server_behind_a_web_server(alice: Ddisp) -> None:
+    """The client takes 502, which web servers say meanwhile, for the end of the project; 503 makes it ask again."""
+    project = make(alice, DIDS[:1])
+    alice.world.server.stop()
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(alice, "worker", "next", "-w", "patient", str(project))
+        wait_for(lambda: "/next_file" in alice.world.front_end.access(), "it asked", 30)
+        assert not asked.done()
+        alice.world.server.start()
+        assert asked.result(timeout=60).strip() == DIDS[0]
 
 
 # ---------------------------------------------------------------- RSEs
