@@ -16,6 +16,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from common.states import JobState, TaskState, WorkerState
 from common.wire.direct import DirectPlace, Language
 from server.engine.direct import Facts
+from server.store.lists import among
 from server.store.schema import task
 from server.store.schema_direct import direct_file, direct_job, direct_place, direct_run
 from server.store.schema_direct import direct_part as part
@@ -225,7 +226,7 @@ def of_owner(connection: Connection, owner: str, ids: Collection[int] | None, na
     """A person's direct jobs, by number: those of ``ids`` if any are given, whose name contains ``name``."""
     query = _JOBS.where(direct_job.c.owner == owner).order_by(direct_job.c.id).limit(limit)
     if ids is not None:
-        query = query.where(direct_job.c.id.in_(sorted(ids)))
+        query = query.where(among(connection, direct_job.c.id, sorted(ids)))
     if name:
         query = query.where(direct_job.c.name.contains(name, autoescape=True))
     return _rows(connection, query)

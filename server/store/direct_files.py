@@ -11,6 +11,7 @@ from typing import IO
 from sqlalchemy import Connection, delete, func, insert, select
 
 from common.wire.direct import DirectFile, DirectFileView
+from server.store.lists import among
 from server.store.schema_direct import direct_file, direct_job, direct_part
 
 PART_BYTES = 1024 * 1024
@@ -61,8 +62,8 @@ def drop(connection: Connection, direct_id: int, kind: FileKind | None = None, p
         where.append(direct_file.c.path == path)
     ids = [row.id for row in connection.execute(select(direct_file.c.id).where(*where))]
     if ids:
-        connection.execute(delete(direct_part).where(direct_part.c.file_id.in_(ids)))
-        connection.execute(delete(direct_file).where(direct_file.c.id.in_(ids)))
+        connection.execute(delete(direct_part).where(among(connection, direct_part.c.file_id, ids)))
+        connection.execute(delete(direct_file).where(among(connection, direct_file.c.id, ids)))
 
 
 def inputs(connection: Connection, direct_ids: Sequence[int]) -> dict[int, list[DirectFile]]:

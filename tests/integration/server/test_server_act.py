@@ -21,6 +21,7 @@ from server.compat.act.face import FACE
 from server.compat.faces import check_faces
 from server.compat.settings import ActSettings, Compat
 from tests.integration.server.act_tools import CLUSTER, XRSL, ActSite, credential_of
+from tests.integration.server.conftest import KINDS
 from tests.services.certificates import Authority
 
 W = WorkerState
@@ -307,6 +308,15 @@ def test_no_numbers_are_not_all_jobs(act: ActSite) -> None:
         answer = act.act(method, "/jobs", token=token, params={"id": "", **more})
         assert answer.status_code == 400, answer.text
     assert act.state(token, number) == "tosubmit"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_range_of_numbers_may_be_long(act: ActSite) -> None:
+    """PostgreSQL takes 65,535 parameters in a statement: beyond that it was a mistake of ours."""
+    token = act.known("Alice")
+    first, *_ = act.hand_in(token, "one", "two")
+    answer = act.act("GET", "/jobs", token=token, params={"id": f"{first}-{first + 99_999}", "client": "jobname"})
+    assert [each["c_jobname"] for each in answer.json] == ["one", "two"]
 
 
 def test_a_token_that_counts_no_more_is_told_with_what_gives_another(act: ActSite) -> None:
