@@ -513,11 +513,11 @@ def test_sixteen_connections_get_each_file_once_though_the_server_is_killed(alic
 
     with ThreadPoolExecutor(workers) as pool:
         all_ = [pool.submit(work, number) for number in range(workers)]
-        assert half.wait(60)
+        assert half.wait(120)
         world.server.kill9()
         world.server.start()
         for each in all_:
-            each.result(timeout=120)
+            each.result(timeout=300)
     assert len(done) == files and set(done.values()) == {1} and set(taken.values()) == {1}
     assert alice.json("project", "show", "-j", str(project))["state"] == "done"
 
