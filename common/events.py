@@ -152,14 +152,12 @@ class EventKind(str, Enum):
     CREDENTIAL_FAILED = "CREDENTIAL_FAILED"
     """A provider of credentials fails, after it had been well or for long. Subject: the storage. Detail: provider, error."""
 
-    WORLD_IMPORTED = "WORLD_IMPORTED"
-    """An import changed sites, storages or distances. Subject: the catalogue. Detail: changes, report."""
     IMPORT_CHANGED = "IMPORT_CHANGED"
     """A description of the world from elsewhere has changed ours. Subject: the site, storage or queue. Detail: source, what
     (created, changed, drained because it has vanished, back), fields."""
     IMPORT_FAILED = "IMPORT_FAILED"
-    """A description of the world from elsewhere cannot be had or believed: nothing of it was taken. Subject: the document.
-    Detail: source, reason."""
+    """A description of the world from elsewhere cannot be had or believed: nothing of it was taken. Subject: the source.
+    Detail: document, reason."""
 
     AGENT_FAILED = "AGENT_FAILED"
     """An agent of the server fails, after it had been well. Detail: error."""

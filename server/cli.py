@@ -26,7 +26,6 @@ from common.tokens import write_secret_file
 from common.wire import Health
 from server.access.logins import mint_token
 from server.app import create_dispatcher, create_served_app, run_agents
-from server.cli_imports import import_command
 from server.cli_people import user
 from server.compat.faces import check_faces
 from server.config import ServerConfig
@@ -110,7 +109,6 @@ def migrate(config: tuple[Any, ServerConfig]) -> None:
 
 
 server.add_command(user)
-server.add_command(import_command)
 
 
 def prepare(config: ServerConfig) -> bool:

@@ -13,6 +13,7 @@ from server.catalogs.base import Catalog, NoOptions
 from server.catalogs.cric import CricFeed
 from server.catalogs.registration import GROUP as REGISTRARS
 from server.catalogs.registration import Registrar
+from server.catalogs.world_source import WorldSource
 from server.config import ServerConfig
 from server.stagers.base import Stager
 
@@ -37,7 +38,10 @@ class Plugins:
         }
         for name, catalog in self.catalogs.items():
             _join(f"[server.catalogs.{name}]", catalog.join, self.catalogs)
-        self.cric = CricFeed(config.cric)
+        self.world_sources = _world_sources(CricFeed(config.cric), self.catalogs)
+        """What is imported from. Of two that say a field of the same thing, the first has it."""
+        self.looks_due: dict[str, float] = {}
+        """When it is time to look at each of them again; one that is not here was not looked at yet."""
         self.stagers: dict[str, Stager] = {
             name: _make(_class(STAGERS, f"[server.stagers.{name}]", table), f"[server.stagers.{name}]", table)
             for name, table in sorted(config.stagers.items())
@@ -49,6 +53,19 @@ class Plugins:
         for name, registrar in self.registrars.items():
             if hasattr(registrar, "join"):
                 _join(f"[server.registrars.{name}]", registrar.join, self.registrars)
+
+
+def _world_sources(cric: CricFeed, catalogs: Mapping[str, Catalog]) -> dict[str, WorldSource]:
+    """Those that are configured to describe the world: CRIC, then catalogues by their names."""
+    found: dict[str, WorldSource] = {"cric": cric} if cric.kinds else {}
+    for name, catalog in catalogs.items():
+        if isinstance(catalog, WorldSource) and catalog.kinds:
+            if name in found:
+                raise ConfigError(
+                    f"[server.catalogs.{name}] the world is imported from [server.cric] by this name: call it otherwise"
+                )
+            found[name] = catalog
+    return found
 
 
 def _make_registrar(where: str, table: Mapping[str, Any]) -> Registrar:

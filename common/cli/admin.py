@@ -13,7 +13,7 @@ from common.cli.api import QUEUE, SHARE, SITE, STORAGE, Api, ResourceKind
 from common.cli.client import Client, client_options
 from common.cli.downtimes import downtime
 from common.cli.harvesters import harvester
-from common.cli.imports import cric
+from common.cli.imports import imports
 from common.cli.options import duration, size
 from common.cli.retry_rules import blocked_host, retry_rule
 from common.cli.settings import setting
@@ -160,7 +160,7 @@ admin.add_command(tagging_rule)
 admin.add_command(downtime)
 admin.add_command(harvester)
 admin.add_command(setting)
-admin.add_command(cric)
+admin.add_command(imports)
 
 
 def _distances(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> Optional[dict[str, int]]:

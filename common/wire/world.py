@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import msgspec
 
@@ -282,33 +282,65 @@ class ShareList(Message):
     items: list[ShareSpec] = []
 
 
-class ImportSource(Message, kw_only=True):
-    """A document that describes a part of the world: where it is, how many entries were taken, those that were left out and
-    why, and those of which admins have changed fields by hand (no field: all of it is theirs). With a ``problem``
-    nothing of it was taken."""
+class ImportStep(str, Enum):
+    """What an import does with a site, a storage, a queue, or the distances of a site."""
+
+    CREATED = "created"
+    """It was not there."""
+    CHANGED = "changed"
+    """The fields are others at the source."""
+    DRAINED = "drained"
+    """No source has it any more: nothing is deleted, but nothing new goes there."""
+    BACK = "back"
+    """It had vanished, and is there again."""
+    KEPT = "kept"
+    """It, or the fields of it, stay as somebody made them by hand, and are not as the source has them."""
+    LEFT_OUT = "left out"
+    """It cannot be used, and stays as it is."""
+
+
+class ImportDocument(Message):
+    """A part of what a source says: where it is, how many entries it has. With a ``problem`` nothing of it was taken."""
 
     name: str
     where: str = ""
     entries: int = 0
     problem: str = ""
-    skipped: dict[str, str] = {}
-    by_hand: dict[str, list[str]] = {}
 
 
 class ImportChange(Message):
-    """A site, storage or queue that was ``created``, ``changed``, ``drained`` because it has vanished, or came ``back``."""
+    """What became of a site, a storage, a queue, or of the ``distances`` of a site, with the ``fields`` as the source has them
+    (null: it does not have it any more), and ``why`` they are not taken."""
 
     kind: str
     name: str
-    what: str
-    fields: list[str] = []
+    step: ImportStep
+    fields: dict[str, Any] = {}
+    why: str = ""
 
 
 class ImportReport(Message):
-    """``GET /v1/imports/cric``: what the last look brought, and the ``changes`` of the last that brought some."""
+    """What a look at a source brought: its documents, what is ``left`` other than the source has it, and the ``changes`` of the
+    last look that brought some, which was at ``changed``."""
 
     source: str
     time: float = 0.0
-    sources: list[ImportSource] = []
+    documents: list[ImportDocument] = []
     changed: float = 0.0
     changes: list[ImportChange] = []
+    left: list[ImportChange] = []
+
+
+class ImportReports(Message):
+    """``GET /v1/imports``: one for each source. Of two that say a field of the same thing, the first has it."""
+
+    items: list[ImportReport] = []
+
+
+class ImportRequest(Strict):
+    """``POST /v1/imports/{source}``: with ``dry_run`` nothing is changed. What is called as one of ``take`` follows altogether,
+    whatever was changed or deleted by hand. With ``believe`` any number of entries may have vanished."""
+
+    dry_run: bool = False
+    take: Annotated[list[Name], msgspec.Meta(max_length=1000)] = []
+    believe: bool = False

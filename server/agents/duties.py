@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from server.agents.accounting import keep_books
 from server.agents.blackhole import forget_failures, tell_outgrown
-from server.agents.cric import refresh_cric
 from server.agents.demand import split_work
 from server.agents.feed import feed_next_stage
 from server.agents.housekeeping import keep_house
@@ -69,7 +68,7 @@ def sum_up(dispatcher: Dispatcher) -> int:
 DUTIES: tuple[Agent, ...] = (
     Agent("resolve-input", 0.5, resolve_input),
     Agent("feed-next-stage", 0.5, feed_next_stage),
-    Agent("import-world", 3600.0, import_world),
+    Agent("import-world", 10.0, import_world),
     Agent("stage-tape", 5.0, stage_tape),
     Agent("release-tape", 60.0, release_tape),
     Agent("scout", 0.5, scout),
@@ -97,7 +96,6 @@ DUTIES: tuple[Agent, ...] = (
     Agent("tell-outgrown", 30.0, tell_outgrown),
     Agent("forget-failures", 60.0, forget_failures),
     Agent("register-outputs", 1.0, register_outputs),
-    Agent("refresh-cric", 10.0, refresh_cric),
     Agent("keep-books", 2.0, keep_books),
     Agent("sweep-unconfirmed", 10.0, sweep_unconfirmed),
     Agent("measure-system", 10.0, measure_system),

@@ -1,21 +1,29 @@
-"""The route of what was imported from other descriptions of the world."""
+"""Routes of what is imported from other descriptions of the world."""
 
 from __future__ import annotations
 
-from common.wire import ImportReport
+from common.wire import ImportReport, ImportReports, ImportRequest
 from server.api.routing import Call, Role, Route, allow
+from server.dispatch import imports
 from server.dispatch.context import Dispatcher
-from server.engine.cric import SOURCE
-from server.store import following
 
 
-def _report(dispatcher: Dispatcher, _: Call) -> ImportReport:
-    with dispatcher.database.read() as connection:
-        return following.report(connection, SOURCE)
+def _reports(dispatcher: Dispatcher, _: Call) -> ImportReports:
+    return ImportReports(imports.reports(dispatcher))
 
 
+def _look(dispatcher: Dispatcher, call: Call) -> ImportReport:
+    return imports.look_at(dispatcher, call.path["source"], call.body)
+
+
+_ADMIN = allow(Role.ADMIN)
 ROUTES = [
     Route(
-        "GET", "/v1/imports/cric", allow(Role.ADMIN), _report, "What the last look at CRIC brought", reply=ImportReport
+        "GET", "/v1/imports", _ADMIN, _reports, "What the last look at each description of the world brought",
+        reply=ImportReports,
     ),
-]
+    Route(
+        "POST", "/v1/imports/{source}", _ADMIN, _look, "Look at a description of the world now", request=ImportRequest,
+        reply=ImportReport,
+    ),
+]  # fmt: skip

@@ -22,8 +22,9 @@ from server.catalogs.rucio_client import (
 )
 from server.catalogs.rucio_listing import Entry, Listing, Listings, TooMany
 from server.catalogs.rucio_places import Rses
-from server.catalogs.rucio_world import RucioImports, RucioWorld
-from server.catalogs.world_source import Described
+from server.catalogs.rucio_world import RUCIO_KINDS, RucioImports, RucioWorld
+from server.engine.imports import Document
+from server.engine.world import World
 
 PAGE = 1000
 """Files whose replicas are asked for in one call."""
@@ -47,25 +48,37 @@ class RucioCatalog(Catalog):
 
     def __init__(self, options: RucioOptions) -> None:
         self._options = options
+        self._imports = options.imports or RucioImports()
         self._client = RucioClient(options)
         self._rses = Rses(self._client)
         self._listings = Listings()
 
     @property
-    def describes(self) -> bool:
+    def kinds(self) -> tuple[str, ...]:
         """See :class:`server.catalogs.world_source.WorldSource`."""
-        return self._options.imports is not None
+        return () if self._options.imports is None else RUCIO_KINDS
 
-    def described(self) -> Described:
+    @property
+    def period_s(self) -> float:
+        """See :class:`server.catalogs.world_source.WorldSource`."""
+        return self._imports.period_s
+
+    @property
+    def removed_percent(self) -> float:
+        """See :class:`server.catalogs.world_source.WorldSource`."""
+        return self._imports.removed_percent
+
+    def described(self, world: World) -> list[Document]:
         """See :class:`server.catalogs.world_source.WorldSource`."""
         options = self._options
-        assert options.imports is not None
-        world = RucioWorld(self._client, options.imports, options.storages, options.rse_expression)
+        reader = RucioWorld(self._client, self._imports, options.storages, options.rse_expression)
+        document = Document("rses", options.rucio_host, RUCIO_KINDS)
         try:
             self._client.awake()
-            return world.described()
+            reader.describe(document)
         except (RucioDown, RucioDenied, RucioRefusal) as error:
-            raise CatalogUnavailable(str(error)) from error
+            document.problem = str(error)
+        return [document]
 
     def files(self, query: str, after: str) -> Page:
         """See :class:`Catalog`. Replicas that are not available, lost, suspicious or on an RSE that is closed for

@@ -14,11 +14,13 @@ from urllib.parse import quote
 import msgspec
 
 from common.states import ResourceState
-from common.wire import Activity, CredentialKind, Name, Registration, StorageSpec
+from common.wire import Activity, CredentialKind, Name, Registration
 from server.catalogs.rucio_client import RucioClient, RucioDenied
 from server.catalogs.rucio_places import Protocol, Rse, names_of, read_rse
-from server.catalogs.world_source import Described
+from server.engine.imports import DISTANCES, Document
 
+RUCIO_KINDS = ("site", "storage", DISTANCES)
+"""What Rucio describes."""
 NEAREST, FARTHEST = 1, 100
 USES: dict[Activity, tuple[str, str]] = {
     Activity.READ_LAN: ("lan", "read"),
@@ -30,9 +32,12 @@ USES: dict[Activity, tuple[str, str]] = {
 
 
 class RucioImports(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How RSEs become storages. ``site_attribute`` is the RSE attribute that holds a site's name; an RSE without it is a
-    site of its own. The other fields become those of the storages and their endpoints."""
+    """How RSEs become storages, each ``period_s``. At most ``removed_percent`` of them may vanish at once.
+    ``site_attribute`` is the RSE attribute that holds a site's name; an RSE without it is a site of its own. The other
+    fields become those of the storages and their endpoints."""
 
+    period_s: Annotated[float, msgspec.Meta(ge=1)] = 3600.0
+    removed_percent: Annotated[float, msgspec.Meta(ge=0, le=100)] = 20.0
     site_attribute: str = "site"
     distance_step: Annotated[float, msgspec.Meta(gt=0, le=100)] = 10.0
     registration: Registration = Registration.NONE
@@ -52,7 +57,7 @@ class RucioWorld:
         self._storages = storages
         self._expression = expression
 
-    def described(self) -> Described:
+    def describe(self, document: Document) -> None:
         """All RSEs that the expression selects."""
         chosen = names_of(self._client, self._expression)
         try:
@@ -60,7 +65,7 @@ class RucioWorld:
         except RucioDenied:
             # Rucio exports to admins of its own only; anybody may look at the RSEs one by one.
             rses, distances = self._one_by_one(chosen)
-        return self._told(rses, distances)
+        self._tell(document, rses, distances)
 
     def _exported(self, chosen: Sequence[str]) -> tuple[list[Rse], dict[tuple[str, str], int]]:
         document = self._client.ask("GET", "/export/", params={"distance": "True"})
@@ -88,26 +93,24 @@ class RucioWorld:
                             distances[source.name, destination.name] = int(each["distance"])
         return rses, distances
 
-    def _told(self, rses: Sequence[Rse], distances: Mapping[tuple[str, str], int]) -> Described:
-        found = Described()
+    def _tell(self, document: Document, rses: Sequence[Rse], distances: Mapping[tuple[str, str], int]) -> None:
         used = {}
         for rse in rses:
             name, fields = self._storages.get(rse.name, rse.name), self._storage(rse)
-            try:
-                msgspec.convert({"name": name, **fields}, StorageSpec)
-            except msgspec.ValidationError as error:
-                found.left_out[rse.name] = str(error) if fields["endpoints"] else "it has no protocol"
-                continue
-            used[rse.name] = (name, fields["site"])
-            found.storages[name] = fields
-            found.sites.setdefault(fields["site"], {})
+            if not fields["endpoints"]:
+                document.skipped["storage", name] = "it has no protocol"
+            elif document.add("storage", name, fields) and document.add("site", fields["site"], {}):
+                used[rse.name] = (name, fields["site"])
+        document.entries = len(used)
+        near: dict[str, dict[str, int]] = {}
         for (source, destination), distance in distances.items():
             if source in used and destination in used:
                 (storage, there), (_, site) = used[source], used[destination]
                 if there != site:
                     ours = max(NEAREST, min(FARTHEST, round(distance * self._imports.distance_step)))
-                    found.distances[site, storage] = min(ours, found.distances.get((site, storage), FARTHEST))
-        return found
+                    known = near.setdefault(site, {})
+                    known[storage] = min(ours, known.get(storage, FARTHEST))
+        document.found.update({(DISTANCES, site): known for site, known in near.items()})
 
     def _site(self, rse: Rse) -> str:
         return rse.attributes.get(self._imports.site_attribute) or rse.name

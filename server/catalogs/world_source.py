@@ -1,39 +1,29 @@
-"""What a catalogue is that also knows sites, storages and distances, and how it says them."""
+"""What also knows sites, storages, queues and distances, and how it says them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-
-@dataclass
-class Described:
-    """Sites and storages with the fields of SiteSpec and StorageSpec that the other system decides on, and the distance
-    (0 … 101) from a site to a storage. ``left_out`` says of what it has, and we cannot use, why."""
-
-    sites: dict[str, dict[str, Any]] = field(default_factory=dict)
-    storages: dict[str, dict[str, Any]] = field(default_factory=dict)
-    distances: dict[tuple[str, str], int] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
+from server.engine.imports import Document
+from server.engine.world import World
 
 
 @runtime_checkable
 class WorldSource(Protocol):
-    """A catalogue that may describe the world."""
+    """A description of the world from elsewhere, such as a catalogue may have."""
 
     @property
-    def describes(self) -> bool:
-        """Whether it is configured to."""
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of things that it is configured to describe, of :data:`server.engine.imports.KINDS`; maybe none."""
 
-    def described(self) -> Described:
-        """All that it knows. Raises CatalogError when it cannot be told now."""
+    @property
+    def period_s(self) -> float:
+        """How often it is looked at."""
 
+    @property
+    def removed_percent(self) -> float:
+        """How much of what it describes may vanish at once."""
 
-def keys_of(described: Described) -> Mapping[tuple[str, str], dict[str, Any]]:
-    """The same as the rules of imports want it."""
-    found = {("site", name): fields for name, fields in described.sites.items()}
-    found.update({("storage", name): fields for name, fields in described.storages.items()})
-    for (site, storage), distance in described.distances.items():
-        found["distance", f"{site} {storage}"] = {"distance": distance}
-    return found
+    def described(self, world: World) -> list[Document]:
+        """All that it knows; what cannot be told now is a problem of its document. ``world`` is ours as it is, for a source
+        that describes what is between things that others describe. May be called by several threads at once."""

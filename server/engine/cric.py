@@ -6,31 +6,19 @@ A field that is in no table is ignored. One of a wrong type costs its entry, wit
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
-
-import msgspec
+from dataclasses import dataclass
+from typing import Any
 
 from common.states import ResourceState
-from common.wire import Activity, QueueSpec, SiteSpec, StorageSpec
+from common.wire import Activity
+from server.engine.imports import DISTANCES, Document
 
-S = TypeVar("S", SiteSpec, StorageSpec, QueueSpec)
-SOURCE = "cric"
-"""Its name among all that may be imported from."""
 NEVER, FARTHEST = 101, 11
 """The distance of a blocked link; the largest closeness, which means far."""
 
 
 class Wrong(ValueError):
     """An entry that cannot be used; the words name its field."""
-
-
-@dataclass
-class Reading(Generic[S]):
-    """What a document held: the entries by name, and those that were left out, with the reason."""
-
-    found: dict[str, S] = field(default_factory=dict)
-    skipped: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -151,28 +139,26 @@ def entries(document: Any) -> Iterator[tuple[str, Any]]:
         raise Wrong(f"an object or a list is expected, not {type(document).__name__}")
 
 
-def read_sites(document: Any) -> Reading[SiteSpec]:
+def read_sites(content: Any, into: Document) -> None:
     """Sites. Raises Wrong: the whole is none of CRIC's."""
-    return _read(document, SiteSpec, SITE_FIELDS, _nothing_more)
+    _read(content, into, "site", SITE_FIELDS, _nothing_more)
 
 
-def read_queues(document: Any, sites: Mapping[str, object]) -> Reading[QueueSpec]:
-    """Queues at known ``sites``. Raises Wrong."""
+def read_queues(content: Any, into: Document) -> None:
+    """Queues. Raises Wrong."""
 
     def more(given: Mapping[str, Any], values: dict[str, Any]) -> None:
         values["remote_io"] = any(
             _flag(given[name]) for name in ("direct_access_lan", "direct_access_wan") if given.get(name) is not None
         )
-        _known_site(values, sites)
 
-    return _read(document, QueueSpec, QUEUE_FIELDS, more)
+    _read(content, into, "queue", QUEUE_FIELDS, more)
 
 
-def read_storages(document: Any, sites: Mapping[str, object], blacklist: Mapping[str, str]) -> Reading[StorageSpec]:
-    """Storages at known ``sites``; ``blacklist`` as :func:`read_blacklist` gives it. Raises Wrong."""
+def read_storages(content: Any, into: Document, blacklist: Mapping[str, str]) -> None:
+    """Storages; ``blacklist`` as :func:`read_blacklist` gives it. Raises Wrong."""
 
     def more(given: Mapping[str, Any], values: dict[str, Any]) -> None:
-        _known_site(values, sites)
         values["endpoints"] = _endpoints(given.get("arprotocols"))
         if given.get("is_deterministic") is not None and _flag(given["is_deterministic"]):
             values["naming"] = "rucio-hash"
@@ -180,7 +166,7 @@ def read_storages(document: Any, sites: Mapping[str, object], blacklist: Mapping
         if off is not None and values["status"] is ResourceState.ONLINE:
             values["status"] = ResourceState.OFFLINE if off == "read" else ResourceState.PAUSED
 
-    return _read(document, StorageSpec, STORAGE_FIELDS, more)
+    _read(content, into, "storage", STORAGE_FIELDS, more)
 
 
 def read_blacklist(document: Any) -> dict[str, str]:
@@ -218,42 +204,36 @@ def read_closeness(document: Any) -> dict[tuple[str, str], int]:
     return found
 
 
-def with_distances(
-    sites: Mapping[str, SiteSpec], storages: Mapping[str, str], closeness: Mapping[tuple[str, str], int]
-) -> dict[str, SiteSpec]:
-    """The sites with their distances; ``storages`` are the sites of the storages by name."""
+def tell_distances(closeness: Mapping[tuple[str, str], int], storages: Mapping[str, str], into: Document) -> None:
+    """Distances of sites to storages of others; ``storages`` are the sites of the storages by name."""
     at: dict[str, list[str]] = {}
     for storage, site in storages.items():
         at.setdefault(site, []).append(storage)
     distances: dict[str, dict[str, int]] = {}
     for (here, there), distance in closeness.items():
-        if here != there and here in sites:
+        if here != there:
             distances.setdefault(here, {}).update(dict.fromkeys(at.get(there, ()), distance))
-    return {
-        name: msgspec.structs.replace(spec, distances=dict(sorted(distances.get(name, {}).items())))
-        for name, spec in sites.items()
-    }
+    into.found.update({(DISTANCES, site): found for site, found in distances.items() if found})
 
 
 def _read(
-    document: Any, kind: type[S], fields: tuple[Field, ...], more: Callable[[Mapping[str, Any], dict[str, Any]], None]
-) -> Reading[S]:
-    reading: Reading[S] = Reading()
-    for name, entry in entries(document):
+    content: Any,
+    into: Document,
+    kind: str,
+    fields: tuple[Field, ...],
+    more: Callable[[Mapping[str, Any], dict[str, Any]], None],
+) -> None:
+    for name, entry in entries(content):
         try:
-            reading.found[name] = _one(name, entry, kind, fields, more)
+            into.add(kind, name, _one(name, entry, fields, more))
         except Wrong as error:
-            reading.skipped[name] = str(error)
-    return reading
+            into.skipped[kind, name] = str(error)
+    into.entries = len(into.found)
 
 
 def _one(
-    name: str,
-    entry: Any,
-    kind: type[S],
-    fields: tuple[Field, ...],
-    more: Callable[[Mapping[str, Any], dict[str, Any]], None],
-) -> S:
+    name: str, entry: Any, fields: tuple[Field, ...], more: Callable[[Mapping[str, Any], dict[str, Any]], None]
+) -> dict[str, Any]:
     if not isinstance(entry, dict):
         raise Wrong(f"an object is expected, not {type(entry).__name__}")
     values: dict[str, Any] = {"name": name, "status": ResourceState.ONLINE}
@@ -266,19 +246,12 @@ def _one(
     if _text(entry.get("state", "ACTIVE")) != "ACTIVE":
         values["status"] = ResourceState.OFFLINE
     more(entry, values)
-    try:
-        return msgspec.convert(msgspec.to_builtins(values), kind)
-    except msgspec.ValidationError as error:
-        raise Wrong(str(error)) from error
+    del values["name"]
+    return values
 
 
 def _nothing_more(_given: Mapping[str, Any], _values: dict[str, Any]) -> None:
     """Sites have nothing but plain fields."""
-
-
-def _known_site(values: Mapping[str, Any], sites: Mapping[str, object]) -> None:
-    if values.get("site") not in sites:
-        raise Wrong(f"site: there is no site {values.get('site')!r}")
 
 
 def _endpoints(told: Any) -> list[dict[str, Any]]:

@@ -1,172 +1,256 @@
-"""What another system says of sites and storages, and what of it is taken: never anything that an admin made by hand.
+"""What other systems say of sites, storages and queues, and what of it is taken: never anything that an admin made by hand. Pure.
 
-Each thing that was imported is remembered as it was imported, field by field. A field that still is as the last import
-left it follows the next one; any other was changed by hand, and stays. A thing that was there before the first import, or
-was deleted since, is the admin's.
+What each source said last is remembered, field by field. A field is as the first of the sources that say it has it, in the
+sources' order, whichever was looked at first. A field that still is as the sources left it follows them; any other was
+changed by hand, and stays. A thing that was there before any source named it, or was deleted since, is the admins'.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
+from math import inf
 from typing import Any
+
+import msgspec
+
+from common.states import ResourceState
+from common.wire import ImportChange, ImportStep, QueueSpec, SiteSpec, StorageSpec
 
 Fields = Mapping[str, Any]
 """What a description says, as JSON has it, by the names of its fields."""
 Key = tuple[str, str]
-"""A kind of thing (``site``, ``storage``, ``distance``) and its name."""
-OFFLINE = {"status": "offline"}
+"""A kind and a name."""
+DISTANCES = "distances"
+"""The kind of a site's distances: a field for each storage. They are none of the site's fields, so that sources can add
+some to a site that is described by another, or by hand."""
+SPECS: Mapping[str, Any] = {"site": SiteSpec, "storage": StorageSpec, "queue": QueueSpec}
+KINDS = ("site", "storage", DISTANCES, "queue")
+"""In the order in which one needs the other."""
+_OFFLINE = ResourceState.OFFLINE.value
+_STAYS = frozenset({ImportStep.KEPT, ImportStep.LEFT_OUT})
 
 
-class Step(str, Enum):
-    """What becomes of one thing."""
+def _defaults(kind: type[msgspec.Struct]) -> dict[str, Any]:
+    """Fields that nobody needs to write, as they are then."""
+    found = {}
+    for each in msgspec.structs.fields(kind):
+        if each.default is not msgspec.NODEFAULT:
+            found[each.name] = msgspec.to_builtins(each.default)
+        elif each.default_factory is not msgspec.NODEFAULT:
+            found[each.name] = msgspec.to_builtins(each.default_factory())
+    return found
 
-    MADE = "made"
-    CHANGED = "changed"
-    GONE = "gone"
-    """The other system does not have it any more: it is set offline, as things that are in use cannot be deleted."""
-    KEPT = "kept"
-    """It, or a field of it, is as somebody made it by hand, and differs from what the other system says."""
+
+DEFAULTS: Mapping[str, Fields] = {kind: _defaults(spec) for kind, spec in SPECS.items()}
 
 
-@dataclass(frozen=True)
-class Change:
-    """One line of the report. ``fields`` are those that are written, of one that is kept those that are not."""
+@dataclass
+class Document:
+    """One answer of a source: all that it has of the ``kinds``. Where there is a ``problem`` nothing of it is taken.
 
-    step: Step
-    kind: str
+    ``entries`` is how many it holds; ``skipped`` says of those that cannot be used why: they stay as they are.
+    """
+
     name: str
-    fields: dict[str, Any] = field(default_factory=dict)
-    words: str = ""
+    where: str = ""
+    kinds: tuple[str, ...] = ()
+    entries: int = 0
+    problem: str = ""
+    found: dict[Key, Fields] = field(default_factory=dict)
+    skipped: dict[Key, str] = field(default_factory=dict)
+
+    def add(self, kind: str, name: str, fields: Fields) -> bool:
+        """An entry of it; false if it cannot be used."""
+        try:
+            spec = msgspec.convert(msgspec.to_builtins({"name": name, **fields}), SPECS[kind])
+        except msgspec.ValidationError as error:
+            self.skipped[kind, name] = str(error)
+            return False
+        self.found[kind, name] = {each: msgspec.to_builtins(getattr(spec, each)) for each in fields}
+        return True
 
 
 @dataclass(frozen=True)
-class Known:
-    """A thing as an import left it, and whose import that was."""
+class Said:
+    """What a source said of a thing last; ``gone`` since when it does not name it any more."""
 
-    source: str
-    fields: dict[str, Any]
+    fields: Fields
+    gone: float | None = None
+
+
+Known = Mapping[Key, Mapping[str, Said]]
+"""What is remembered of each thing, by source."""
+Order = Mapping[str, Sequence[str]]
+"""The sources that describe each kind now. Of two that say the same field, the first has it."""
 
 
 @dataclass
 class Plan:
     """What is to be written: ``changes`` to the world, and what is to be remembered; None forgets."""
 
-    changes: list[Change] = field(default_factory=list)
-    remember: dict[Key, dict[str, Any] | None] = field(default_factory=dict)
+    changes: list[ImportChange] = field(default_factory=list)
+    remember: dict[tuple[str, Key], Said | None] = field(default_factory=dict)
 
     @property
-    def steps(self) -> list[Change]:
+    def steps(self) -> list[ImportChange]:
         """Those that change something."""
-        return [each for each in self.changes if each.step is not Step.KEPT]
+        return [each for each in self.changes if each.step not in _STAYS]
+
+    @property
+    def left(self) -> list[ImportChange]:
+        """Those that say what is not as the source has it, and why."""
+        return [each for each in self.changes if each.step in _STAYS]
+
+
+def unbelievable(document: Document, source: str, known: Known, percent: float) -> str:
+    """Why a document is not to be believed: it is empty, or more than ``percent`` of what is in use of it has vanished at
+    once. Empty if it is."""
+    for kind in document.kinds:
+        if kind == DISTANCES:
+            continue
+        if not any(key[0] == kind for key in document.found):
+            return f"{document.where}: no entry of it can be used ({len(document.skipped)} were left out)"
+        there = [key for key, said in known.items() if key[0] == kind and source in said and _drains(said[source])]
+        gone = [key for key in there if key not in document.found and key not in document.skipped]
+        if gone and 100.0 * len(gone) > percent * len(there):
+            return (
+                f"{document.where}: {len(gone)} of {len(there)} entries have vanished at once, more than {percent:g} per"
+                " cent: nothing is changed. If that is meant, have it believed by pilotage admin imports, or raise"
+                " removed_percent"
+            )
+    return ""
 
 
 def plan(
     source: str,
-    wanted: Mapping[Key, Fields],
+    documents: Iterable[Document],
     current: Mapping[Key, Fields],
-    known: Mapping[Key, Known],
-    defaults: Mapping[str, Fields],
+    known: Known,
+    order: Order,
+    now: float,
+    take: Collection[str] = (),
 ) -> Plan:
-    """What an import changes. ``wanted`` is all that the other system says now, ``current`` the world as it is, and
-    ``defaults`` what the fields of each kind are that nobody has written."""
-    found = Plan()
-    lost = {name for kind, name in known if kind == "site" and ("site", name) not in current}
-    for key in sorted(wanted):
-        if _site_of(key, wanted[key]) in lost:
-            words = "its site was deleted by hand"
-            found.changes.append(Change(Step.KEPT, *key, dict(wanted[key]), words))
-            continue
-        _one(found, source, key, wanted[key], current.get(key), known.get(key), defaults.get(key[0], {}))
-    for key in sorted(key for key, each in known.items() if each.source == source and key not in wanted):
-        _gone(found, key, current.get(key), known[key])
-    return found
+    """What an answer of a source changes in the world as it is. What is called as one of ``take`` follows altogether, as if
+    no hand had touched it."""
+    look = _Look(source, dict(current), known, order, now, take)
+    good = [each for each in documents if not each.problem]
+    for kind in KINDS:
+        for document in good:
+            if kind in document.kinds:
+                look.at(kind, document)
+    return look.plan
 
 
-def _site_of(key: Key, fields: Fields) -> str | None:
-    """The site that a thing cannot be without."""
-    kind, name = key
-    return name.partition(" ")[0] if kind == "distance" else fields.get("site") if kind == "storage" else None
+def _drains(said: Said) -> bool:
+    """Whether it would be drained if it were gone: a source that never said a status leaves it alone."""
+    return said.gone is None and "status" in said.fields
 
 
-def _one(
-    found: Plan,
-    source: str,
-    key: Key,
-    wanted: Fields,
-    current: Fields | None,
-    known: Known | None,
-    defaults: Fields,
-) -> None:
-    kind, name = key
-    if known is None and current is None:
-        found.changes.append(Change(Step.MADE, kind, name, dict(wanted)))
-        found.remember[key] = dict(wanted)
-    elif known is None or current is None or known.source != source:
-        differs = current is None or any(current.get(each) != value for each, value in wanted.items())
-        if differs:
-            found.changes.append(Change(Step.KEPT, kind, name, dict(wanted), _why(source, current, known)))
-    else:
-        _merged(found, key, wanted, current, {**defaults, **known.fields})
+def _in_force(said: Mapping[str, Said], order: Sequence[str]) -> Fields:
+    """What the sources say together. What was said by those that describe the thing no more stays where no other says
+    otherwise, the latest first."""
+    live = _live(said, order)
+    rest = sorted((each for each in said if each not in live), key=lambda each: (-(said[each].gone or inf), each))
+    merged: dict[str, Any] = {}
+    for source in reversed([*live, *rest]):
+        merged.update(said[source].fields)
+    return merged
 
 
-def _why(source: str, current: Fields | None, known: Known | None) -> str:
-    if known is not None and known.source != source:
-        return f"it comes from {known.source}"
-    return "it was deleted by hand" if current is None else "it was made by hand"
+def _live(said: Mapping[str, Said], order: Sequence[str]) -> list[str]:
+    """The sources that describe the thing now."""
+    return [source for source in order if source in said and said[source].gone is None]
 
 
-def _merged(found: Plan, key: Key, wanted: Fields, current: Fields, last: Fields) -> None:
-    taken: dict[str, Any] = {}
-    kept: dict[str, Any] = {}
-    base = dict(last)
-    for name, value in wanted.items():
-        here = current.get(name)
-        if here == value:
-            base[name] = value
-        elif here != last.get(name):
-            kept[name] = value
-        else:
-            taken[name] = base[name] = value
-    if taken:
-        found.changes.append(Change(Step.CHANGED, *key, taken))
-    if kept:
-        found.changes.append(Change(Step.KEPT, *key, kept, f"{', '.join(kept)} was changed by hand"))
-    if base != dict(last):
-        found.remember[key] = base
+@dataclass
+class _Look:
+    source: str
+    current: dict[Key, Fields]
+    known: Known
+    order: Order
+    now: float
+    take: Collection[str]
+    plan: Plan = field(default_factory=Plan)
 
+    def at(self, kind: str, document: Document) -> None:
+        """All of a kind that a document has, and has no more."""
+        for key, why in sorted(document.skipped.items()):
+            if key[0] == kind:
+                self._tell(ImportStep.LEFT_OUT, key, {}, why)
+        for key in sorted(key for key in document.found if key[0] == kind):
+            self._named(key, document.found[key])
+        for key in sorted(key for key, said in self.known.items() if key[0] == kind and self.source in said):
+            if key not in document.found and key not in document.skipped:
+                self._vanished(key)
 
-def _gone(found: Plan, key: Key, current: Fields | None, known: Known) -> None:
-    kind, name = key
-    if current is None:
-        found.remember[key] = None
-    elif kind == "distance":
-        if current == known.fields:
-            found.changes.append(Change(Step.GONE, kind, name))
-        found.remember[key] = None
-    elif kind == "storage" and current.get("status") != "offline":
-        if current.get("status") != known.fields.get("status"):
-            found.changes.append(Change(Step.KEPT, kind, name, dict(OFFLINE), "status was changed by hand"))
+    def _named(self, key: Key, fields: Fields) -> None:
+        kind, name = key
+        if kind == DISTANCES:
+            if ("site", name) not in self.current:
+                if self.source in self.known.get(key, {}):
+                    self.plan.remember[self.source, key] = None  # they were deleted with it
+                return
+            self.current.setdefault(key, {})
+            fields = {storage: each for storage, each in fields.items() if ("storage", storage) in self.current}
+        elif kind != "site" and ("site", fields["site"]) not in self.current:
+            deleted = bool(self.known.get(("site", fields["site"])))
+            words = "its site was deleted by hand" if deleted else f"there is no site {fields['site']!r}"
+            self._tell(ImportStep.LEFT_OUT, key, {}, words)
             return
-        found.changes.append(Change(Step.GONE, kind, name, dict(OFFLINE)))
-        found.remember[key] = {**known.fields, **OFFLINE}
+        said, mine, order = self.known.get(key, {}), Said(fields), self.order[kind]
+        live, here = _live(said, order), self.current.get(key)
+        if here is None and live and name not in self.take:
+            self._tell(ImportStep.KEPT, key, fields, "it was deleted by hand")
+        elif here is None:
+            self.plan.remember.update({(each, key): None for each in said if each not in live})
+            self.current[key] = _in_force({**{each: said[each] for each in live}, self.source: mine}, order)
+            self._tell(ImportStep.CREATED, key, self.current[key])
+        elif said or kind == DISTANCES or name in self.take:
+            back = self.source in said and said[self.source].gone is not None
+            wanted = _in_force({**said, self.source: mine}, order)
+            self._follow(ImportStep.BACK if back else ImportStep.CHANGED, key, here, _in_force(said, order), wanted)
+        else:
+            differs = {each: value for each, value in fields.items() if here.get(each) != value}
+            if differs:
+                self._tell(ImportStep.KEPT, key, differs, "it was made by hand")
+            return
+        if said.get(self.source) != mine:
+            self.plan.remember[self.source, key] = mine
 
+    def _vanished(self, key: Key) -> None:
+        said, here, order = self.known[key], self.current.get(key), self.order[key[0]]
+        last = _in_force(said, order)
+        if here is None or key[0] == DISTANCES:
+            self.plan.remember[self.source, key] = None
+            rest = {each: one for each, one in said.items() if each != self.source}
+            if here is not None:
+                self._follow(ImportStep.CHANGED, key, here, last, _in_force(rest, order))
+        elif said[self.source].gone is None:
+            fields = dict(said[self.source].fields)
+            if fields.get("status", _OFFLINE) != _OFFLINE:
+                fields["status"] = ResourceState.DRAINING.value
+            mine = self.plan.remember[self.source, key] = Said(fields, self.now)
+            wanted = _in_force({**said, self.source: mine}, order)
+            drained = wanted.get("status") == ResourceState.DRAINING.value
+            self._follow(ImportStep.DRAINED if drained else ImportStep.CHANGED, key, here, last, wanted)
 
-def report(changes: Iterable[Change]) -> list[str]:
-    """The report for people, a line for each change."""
-    return [_line(each) for each in changes]
+    def _follow(self, step: ImportStep, key: Key, here: Fields, last: Fields, wanted: Fields) -> None:
+        """Each field that is as it was left becomes as it is wanted."""
+        if last.keys() <= wanted.keys() and {**here, **wanted} == here:
+            return  # almost all are, and there may be hundreds of thousands of distances
+        taken: dict[str, Any] = {}
+        kept: dict[str, Any] = {}
+        defaults = DEFAULTS.get(key[0], {})
+        for name in sorted({*last, *wanted}):
+            there, left, new = (each.get(name, defaults.get(name)) for each in (here, last, wanted))
+            if there != new:
+                (taken if there == left or key[1] in self.take else kept)[name] = new
+        if taken:
+            self._tell(step, key, taken)
+            self.current[key] = {**here, **taken}
+        if kept:
+            self._tell(ImportStep.KEPT, key, kept, f"{', '.join(kept)} changed by hand")
 
-
-def _line(change: Change) -> str:
-    said = ", ".join(f"{name}={_short(value)}" for name, value in sorted(change.fields.items()))
-    text = f"{change.step.value:8}{change.kind} {change.name}" + (f": {said}" if said else "")
-    return f"{text} ({change.words})" if change.words else text
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, list):
-        return (
-            "[" + ", ".join(str(each.get("url", each)) if isinstance(each, dict) else str(each) for each in value) + "]"
-        )
-    return str(value)
+    def _tell(self, step: ImportStep, key: Key, fields: Fields, why: str = "") -> None:
+        self.plan.changes.append(ImportChange(*key, step, dict(fields), why))

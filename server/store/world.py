@@ -40,6 +40,11 @@ def revision_of(connection: Connection) -> int:
     return int(found or 0)
 
 
+def hold(connection: Connection) -> None:
+    """Let nobody else change anything here until the end of this transaction: for who writes what follows from all of it."""
+    connection.execute(select(revision.c.n).where(revision.c.name == WORLD).with_for_update())
+
+
 def _changed(connection: Connection) -> None:
     if not connection.execute(update(revision).where(revision.c.name == WORLD).values(n=revision.c.n + 1)).rowcount:
         connection.execute(insert(revision).values(name=WORLD, n=1))

@@ -156,9 +156,9 @@ def test_the_commands_of_the_documentation_do_what_it_says(lab: Lab) -> None:
     said = {words: lab.system.cli(*words.split()) for words in shown}
     assert [done.returncode for done in said.values()] == [0, 0, 0], said
     # The agent was first: there is nothing left to be changed.
-    assert "0 would be changed, 0 left as they are" in said["server import experiment --dry-run"].stdout
-    refused = lab.system.cli("server", "import", "elsewhere")
-    assert refused.returncode != 0 and "those that do: experiment" in refused.stderr
+    assert "0 would be changed, 0 left as they are" in said["admin imports experiment --dry-run"].stdout
+    refused = lab.system.cli("admin", "imports", "elsewhere", "--now")
+    assert refused.returncode != 0 and "what is: experiment" in refused.stderr
 
 
 def storages(system: System) -> dict[str, Any]:

@@ -9,22 +9,21 @@ from typing import Any
 
 import msgspec
 import pytest
-import responses
 import tomllib
-from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.cli import Frame
-from common.cli.main import main
 from common.states import ResourceState
-from common.wire import Activity, ImportChange, ImportReport, ImportSource, SiteSpec
-from server.catalogs.cric import NAMES, CricConfig
+from common.wire import (
+    Activity,
+    QueueSpec,
+    StorageSpec,
+)
+from server.catalogs.cric import KINDS, CricConfig
 from server.engine import cric
 from server.engine.cric import Wrong
-from server.engine.following import Imported, merge, plan, too_many, vanished
+from server.engine.imports import Document
 
-SITES = {"RAL": None, "CERN": None}
 QUEUE = {
     "atlas_site": "RAL", "state": "ACTIVE", "status": "online", "corecount": 8, "maxrss": 16000, "maxwdir": 20000,
     "maxtime": 345600, "corepower": "10.5", "catchall": "disableReassign,x", "container_type": "singularity:pilot",
@@ -40,14 +39,23 @@ PROTOCOLS = {
 STORAGE = {"site": "RAL", "state": "ACTIVE", "is_tape": False, "token": "ATLASDATADISK", "arprotocols": PROTOCOLS}
 
 
+def read(reader: Callable[..., None], content: Any, *more: Any) -> Document:
+    document = Document("d")
+    reader(content, document, *more)
+    assert document.entries == len(document.found)
+    return document
+
+
 def queue(**changes: Any) -> Any:
-    reading = cric.read_queues({"Q": {**QUEUE, **changes}}, SITES)
-    return reading.found.get("Q") or reading.skipped["Q"]
+    document = read(cric.read_queues, {"Q": {**QUEUE, **changes}})
+    key = ("queue", "Q")
+    return document.skipped.get(key) or msgspec.convert({"name": "Q", **document.found[key]}, QueueSpec)
 
 
 def storage(blacklist: dict[str, str] | None = None, **changes: Any) -> Any:
-    reading = cric.read_storages({"S": {**STORAGE, **changes}}, SITES, blacklist or {})
-    return reading.found.get("S") or reading.skipped["S"]
+    document = read(cric.read_storages, {"S": {**STORAGE, **changes}}, blacklist or {})
+    key = ("storage", "S")
+    return document.skipped.get(key) or msgspec.convert({"name": "S", **document.found[key]}, StorageSpec)
 
 
 def test_each_field_of_a_queue() -> None:
@@ -67,9 +75,8 @@ def test_each_status_of_a_queue(theirs: str, ours: str) -> None:
 
 
 def test_what_is_not_said_is_as_without_cric() -> None:
-    reading = cric.read_queues({"Q": {"atlas_site": "RAL", "maxrss": None, "corepower": None}}, SITES)
-    made = reading.found["Q"]
-    assert (made.memory_mb, made.core_power, made.tags, made.remote_io) == (0, 10.0, [], False)
+    document = read(cric.read_queues, {"Q": {"atlas_site": "RAL", "maxrss": None, "corepower": None}})
+    assert document.found == {("queue", "Q"): {"site": "RAL", "status": "online", "remote_io": False}}
 
 
 @pytest.mark.parametrize(
@@ -82,8 +89,8 @@ def test_what_is_not_said_is_as_without_cric() -> None:
         ({"corepower": 0}, "corepower: 0 is out of range"),
         ({"status": "odd"}, "status: 'odd' is none of online"),
         ({"status": 5}, "status: text is expected"),
-        ({"atlas_site": "NOWHERE"}, "there is no site 'NOWHERE'"),
-        ({"atlas_site": None}, "there is no site None"),
+        ({"atlas_site": "no where"}, "$.site"),
+        ({"atlas_site": None}, "`site`"),
         ({"copytools": "rucio"}, "copytools: names of copytools"),
         ({"direct_access_lan": "yes"}, "true or false"),
         ({"comment": {}}, "comment: text is expected"),
@@ -92,9 +99,9 @@ def test_what_is_not_said_is_as_without_cric() -> None:
 def test_a_queue_of_wrong_types_is_left_out_with_the_field_and_the_others_go_on(
     changes: dict[str, Any], words: str
 ) -> None:
-    reading = cric.read_queues({"Q": {**QUEUE, **changes}, "other": QUEUE, "odd name": QUEUE, "x": 1}, SITES)
-    assert words in reading.skipped["Q"] and list(reading.found) == ["other"]
-    assert set(reading.skipped) == {"Q", "odd name", "x"}
+    document = read(cric.read_queues, {"Q": {**QUEUE, **changes}, "other": QUEUE, "odd name": QUEUE, "x": 1})
+    assert words in document.skipped["queue", "Q"] and list(document.found) == [("queue", "other")]
+    assert {name for _, name in document.skipped} == {"Q", "odd name", "x"}
 
 
 def test_a_storage_has_each_address_once_with_all_that_it_is_for() -> None:
@@ -116,7 +123,7 @@ def test_a_storage_has_each_address_once_with_all_that_it_is_for() -> None:
         ({"arprotocols": {"read_lan": [{"path": "/"}]}}, "an endpoint is expected"),
         ({"arprotocols": {"read_lan": [{"endpoint": "no url"}]}}, "url"),
         ({"is_tape": "no"}, "is_tape: true or false"),
-        ({"site": "NOWHERE"}, "there is no site"),
+        ({"site": None}, "`site`"),
     ],
 )
 def test_a_storage_of_wrong_types_is_left_out(changes: dict[str, Any], words: str) -> None:
@@ -143,19 +150,22 @@ def test_closeness_becomes_distances_to_storages() -> None:
     ]  # fmt: skip
     closeness = cric.read_closeness(document)
     assert closeness == {("RAL", "CERN"): 1, ("CERN", "RAL"): 100, ("RAL", "RAL"): 46, ("RAL", "X"): 101}
-    sites = {name: SiteSpec(name) for name in ("RAL", "CERN")}
-    made = cric.with_distances(sites, {"R1": "RAL", "C1": "CERN", "C2": "CERN"}, closeness)
-    assert made["RAL"].distances == {"C1": 1, "C2": 1} and made["CERN"].distances == {"R1": 100}
+    document = Document("d")
+    cric.tell_distances(closeness, {"R1": "RAL", "C1": "CERN", "C2": "CERN"}, document)
+    assert document.found == {("distances", "RAL"): {"C1": 1, "C2": 1}, ("distances", "CERN"): {"R1": 100}}
+
+
+READERS: list[Callable[[Any], object]] = [
+    lambda one: read(cric.read_sites, one), lambda one: read(cric.read_queues, one),
+    lambda one: read(cric.read_storages, one, {}), cric.read_blacklist, cric.read_closeness,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("document", [None, 1, "x", True])
 def test_what_is_no_document_at_all_is_refused(document: Any) -> None:
-    for read in (
-        cric.read_sites, lambda one: cric.read_queues(one, SITES), lambda one: cric.read_storages(one, SITES, {}),
-        cric.read_blacklist, cric.read_closeness,
-    ):  # fmt: skip
+    for reader in READERS:
         with pytest.raises(Wrong, match="expected"):
-            read(document)
+            reader(document)
 
 
 ODD = st.recursive(
@@ -170,103 +180,17 @@ ODD = st.recursive(
 @given(ODD)
 def test_nothing_that_json_can_hold_does_more_than_leave_entries_out(odd: Any) -> None:
     for document in ({"Q": odd, "good": QUEUE, "fine": STORAGE}, [odd], odd):
-        for read in (
-            cric.read_sites, lambda one: cric.read_queues(one, SITES), lambda one: cric.read_storages(one, SITES, {}),
-            cric.read_blacklist, cric.read_closeness,
-        ):  # fmt: skip
+        for reader in READERS:
             try:
-                read(document)
+                reader(document)
             except Wrong:
-                assert not isinstance(document, (dict, list)) or read is cric.read_closeness
-
-
-# ---------------------------------------------------------------- what changes
-
-
-def test_fields_that_an_admin_has_changed_stay_and_the_others_follow() -> None:
-    last, new = {"a": 1, "b": 1, "d": {"x": 1, "y": 1}}, {"a": 2, "b": 2, "d": {"x": 2, "y": 2, "z": 2}}
-    there = {"a": 1, "b": 7, "d": {"x": 1, "y": 7}}
-    assert merge(there, last, new) == {"a": 2, "b": 7, "d": {"x": 2, "y": 7, "z": 2}}
-    assert merge({"a": 1, "own": 5}, {"a": 1}, {"a": 1}) == {"a": 1, "own": 5}
-    assert merge({"a": 1, "b": 1}, {"a": 1, "b": 1}, {"a": 1}) == {"a": 1}, "a field that is gone there goes here"
-
-
-def test_a_plan_names_what_is_new_changed_gone_and_by_hand() -> None:
-    made = plan(
-        {"new": {"status": "online"}, "same": {"status": "online", "n": 1}, "other": {"status": "online", "n": 2},
-         "hand": {"status": "online"}, "again": {"status": "online"}, "held": {"status": "online", "n": 2}},
-        {"broken"},
-        {"same": {"status": "online", "n": 1}, "other": {"status": "online", "n": 1}, "hand": {"status": "test"},
-         "again": {"status": "draining"}, "held": {"status": "offline", "n": 1}, "gone": {"status": "online"},
-         "broken": {"status": "online"}, "shut": {"status": "offline"}},
-        {"same": Imported({"status": "online", "n": 1}), "other": Imported({"status": "online", "n": 1}),
-         "again": Imported({"status": "draining"}, 5.0), "held": Imported({"status": "online", "n": 1}),
-         "gone": Imported({"status": "online"}), "broken": Imported({"status": "online"}),
-         "shut": Imported({"status": "online"}), "long-gone": Imported({"status": "draining"}, 3.0)},
-        9.0,
-    )  # fmt: skip
-    assert {each.name: (each.what, each.fields) for each in made.changes} == {
-        "new": ("created", ()), "other": ("changed", ("n",)), "again": ("back", ("status",)),
-        "held": ("changed", ("n",)), "gone": ("drained", ("status",)),
-    }  # fmt: skip
-    assert {each.name: each.spec for each in made.changes}["held"] == {"status": "offline", "n": 2}
-    assert made.by_hand == {"hand": (), "held": ("status",), "shut": ("status",)}
-    assert made.remember["gone"] == Imported({"status": "draining"}, 9.0) and "broken" not in made.remember
-
-
-def test_too_much_that_vanishes_is_not_believed() -> None:
-    last = {f"q{n}": Imported({}) for n in range(10)} | {"old": Imported({}, 1.0)}
-    assert vanished({"q0", "q1"}, {"q2"}, last) == [f"q{n}" for n in range(3, 10)]
-    assert not too_many(0, last, 0) and not too_many(2, last, 20) and too_many(3, last, 20) and too_many(1, last, 0)
-
-
-# ---------------------------------------------------------------- the command
-
-
-REPORT = ImportReport(
-    source="cric", time=5.0, changed=5.0,
-    sources=[
-        ImportSource(name="queues", where="/q.json", entries=2, skipped={"BAD": "maxrss: a number"}, by_hand={"Q2": ["wall_s"], "Q1": []}),
-        ImportSource(name="sites", problem="cut short"),
-    ],
-    changes=[ImportChange("queue", "Q2", "changed", ["memory_mb"])],
-)  # fmt: skip
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Callable[..., Result]:
-    (tmp_path / "token").write_text("secret")
-    (tmp_path / "token").chmod(0o600)
-    options = ["--server", "http://server.test", "--token-file", str(tmp_path / "token")]
-    return lambda *words: CliRunner().invoke(main, ["admin", "cric", *words, *options], obj=Frame(config_file=None))
-
-
-@responses.activate
-def test_the_command_shows_what_was_left_out_and_why(run: Callable[..., Result]) -> None:
-    responses.add("GET", "http://server.test/v1/imports/cric", msgspec.json.encode(REPORT))
-    told = " ".join(run().output.split())
-    for words in (
-        "cut short",
-        "BAD left out: maxrss: a number",
-        "Q2 by hand: wall_s",
-        "Q1 by hand: all of it",
-        "memory_mb",
-    ):
-        assert words in told, told
-    assert msgspec.json.decode(run("--json").output, type=ImportReport) == REPORT
-
-
-@responses.activate
-def test_the_command_says_when_nothing_is_followed(run: Callable[..., Result]) -> None:
-    responses.add("GET", "http://server.test/v1/imports/cric", msgspec.json.encode(ImportReport(source="cric")))
-    result = run()
-    assert result.exit_code == 1 and "[server.cric]" in result.output
+                assert not isinstance(document, (dict, list)) or reader is cric.read_closeness
 
 
 def test_the_configuration_of_the_page_is_one() -> None:
     page = (Path(__file__).parents[2] / "docs" / "how-to" / "cric.md").read_text("utf-8")
     (text,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
     config = msgspec.convert(tomllib.loads(text)["server"]["cric"], CricConfig)
-    assert all(getattr(config, name) for name in NAMES)
+    assert all(getattr(config, name) for name in KINDS)
     for table in (cric.QUEUE_FIELDS, cric.SITE_FIELDS, cric.STORAGE_FIELDS):
         assert all(f"`{each.theirs}`" in page for each in table)

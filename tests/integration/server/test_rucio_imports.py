@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,19 +11,29 @@ from typing import Any
 import pytest
 
 from common.clock import FrozenClock
-from common.config import ConfigError
 from common.states import ResourceState, UnitState
 from common.tokens import write_secret_file
-from common.wire import Activity, DatasetInput, Endpoint, OutputNaming, Registration, SiteSpec, StorageSpec
-from server.agents.import_world import import_from, import_world
+from common.wire import (
+    Activity,
+    DatasetInput,
+    Endpoint,
+    EventPage,
+    ImportReport,
+    ImportReports,
+    ImportRequest,
+    ImportStep,
+    OutputNaming,
+    Registration,
+    SiteSpec,
+    StorageSpec,
+)
+from server.agents.import_world import import_world
 from server.agents.stage_tape import stage_tape
-from server.catalogs.base import CatalogUnavailable
 from server.config import ServerConfig
-from server.engine.imports import Plan, Step
 from server.engine.naming import fixed_path
 from server.stagers.fake import FakeStager
 from server.store import world
-from tests.integration.server.harness import Site, stage, states
+from tests.integration.server.harness import Refused, Site, stage, states
 from tests.services.rucio import RucioServer
 
 A_XRD, A_DAV, B_TAPE, B_ODD, C_READ = "IMPA_XRD", "IMPA_DAV", "IMPB_TAPE", "IMPB_ODD", "IMPC_READ"
@@ -74,8 +85,17 @@ def with_catalogue(site: Site, section: dict[str, Any]) -> Site:
     return Site(site.database.url, FrozenClock(), ServerConfig(catalogs={"experiment": section}))
 
 
-def run(site: Site, **options: Any) -> Plan:
-    return import_from(site.dispatcher, "experiment", **options)
+def run(site: Site, **options: Any) -> ImportReport:
+    """A look, now."""
+    site.clock.advance(1)  # type: ignore[attr-defined]
+    return site.admin("POST", "/v1/imports/experiment", ImportRequest(**options), ImportReport)
+
+
+def changes(report: ImportReport) -> list[tuple[str, str, str]]:
+    """What a look changed."""
+    assert not any(each.problem for each in report.documents), report.documents
+    new = report.changes if report.changed == report.time else []
+    return [(each.kind, each.name, each.step.value) for each in new]
 
 
 def loaded(site: Site) -> world.World:
@@ -85,7 +105,10 @@ def loaded(site: Site) -> world.World:
 
 def test_rses_become_storages_with_sites_protocols_and_distances(importing: Site) -> None:
     found = run(importing)
-    assert {each.step for each in found.changes} == {Step.MADE}
+    assert {kind: step for kind, _, step in changes(found)} == {
+        "site": "created", "storage": "created", "distances": "changed",
+    }  # fmt: skip
+    assert [(each.name, each.entries) for each in found.documents] == [("rses", 5)]
     there = loaded(importing)
     assert {"SITE-A", "SITE-B", C_READ} <= set(there.sites)
     disk = there.storages[A_XRD]
@@ -104,14 +127,15 @@ def test_rses_become_storages_with_sites_protocols_and_distances(importing: Site
     assert there.sites["SITE-B"].distances == {A_XRD: 30}  # the nearest of 3 and 5, times ten
     assert there.sites["SITE-A"].distances == {B_ODD: 100}  # thirty times ten, and no farther than can be
     assert there.distance("SITE-A", A_DAV) == 0
-    assert run(importing).changes == []
+    again = run(importing)
+    assert changes(again) == [] and again.left == []
 
 
 def test_a_dry_run_says_the_same_and_changes_nothing(importing: Site) -> None:
     before = importing.row_counts()
-    dry = run(importing, dry=True)
-    assert importing.row_counts() == before
-    assert dry.changes == run(importing).changes
+    dry = run(importing, dry_run=True)
+    assert {**importing.row_counts(), "event": before["event"]} == before
+    assert changes(dry) and dry.changes == run(importing).changes
 
 
 def test_what_an_admin_made_or_changed_stays(importing: Site, rses: RucioServer) -> None:
@@ -129,25 +153,34 @@ def test_what_an_admin_made_or_changed_stays(importing: Site, rses: RucioServer)
         found = run(importing)
     finally:
         rses.call("PUT", f"/rses/{A_XRD}", {"availability_read": True})
-    assert [each.words for each in found.changes if each.name == A_XRD] == ["status was changed by hand"]
+    assert [(each.step, each.why) for each in found.left if each.name == A_XRD] == [
+        (ImportStep.KEPT, "status changed by hand")
+    ]
     assert loaded(importing).storages[A_XRD].status == ResourceState.DRAINING
 
 
-def test_what_rucio_changes_follows_and_what_it_loses_goes_offline(
+def test_what_rucio_changes_follows_and_what_it_loses_is_drained(
     importing: Site, site: Site, section: dict[str, Any], rses: RucioServer
 ) -> None:
     run(importing)
     fewer = with_catalogue(site, {**section, "rse_expression": f"{EXPRESSION}\\{A_XRD}"})
-    assert [(each.step, each.name) for each in run(fewer).changes] == [
-        (Step.GONE, f"SITE-B {A_XRD}"),
-        (Step.GONE, A_XRD),
-    ]
-    assert loaded(importing).storages[A_XRD].status == ResourceState.OFFLINE
-    assert {(each.step, each.name) for each in run(importing).changes} == {
-        (Step.CHANGED, A_XRD),
-        (Step.MADE, f"SITE-B {A_XRD}"),
-    }
+    assert changes(run(fewer)) == [("storage", A_XRD, "drained"), ("distances", "SITE-B", "changed")]
+    assert loaded(importing).storages[A_XRD].status == ResourceState.DRAINING
+    assert loaded(importing).sites["SITE-B"].distances == {}
+    assert changes(run(importing)) == [("storage", A_XRD, "back"), ("distances", "SITE-B", "changed")]
     assert loaded(importing).storages[A_XRD].status == ResourceState.ONLINE
+
+
+def test_an_answer_in_which_too_many_rses_are_missing_is_not_believed(
+    importing: Site, site: Site, section: dict[str, Any], rses: RucioServer
+) -> None:
+    run(importing)
+    before = loaded(importing)
+    few = with_catalogue(site, {**section, "rse_expression": f"{EXPRESSION}&({A_XRD}|{B_ODD})"})
+    (document,) = run(few).documents
+    assert "3 of 5 entries have vanished" in document.problem and loaded(importing) == before
+    assert len(changes(run(few, believe=True))) >= 3
+    assert changes(run(few)) == []
 
 
 def test_an_account_that_may_not_export_asks_for_each_rse(
@@ -155,9 +188,9 @@ def test_an_account_that_may_not_export_asks_for_each_rse(
 ) -> None:
     write_secret_file(tmp_path / "robot.password", "weak")
     who = {"account": "robot", "username": "robot", "password_file": str(tmp_path / "robot.password")}
-    root = run(with_catalogue(site, section), dry=True)
-    robot = run(with_catalogue(site, {**section, **who}), dry=True)
-    assert robot.changes == root.changes
+    root = run(with_catalogue(site, section), dry_run=True)
+    robot = run(with_catalogue(site, {**section, **who}), dry_run=True)
+    assert changes(root) and robot.changes == root.changes
 
 
 def test_rucio_that_is_away_changes_nothing_and_the_agent_says_so(importing: Site, rses: RucioServer) -> None:
@@ -165,9 +198,21 @@ def test_rucio_that_is_away_changes_nothing_and_the_agent_says_so(importing: Sit
     before = loaded(importing)
     importing.dispatcher.plugins.catalogs["experiment"]._client._answered = 0.0  # type: ignore[attr-defined]
     with rses.outage():
-        with pytest.raises(CatalogUnavailable, match="catalogue experiment: Rucio at .* does not answer"):
-            import_world(importing.dispatcher)
+        import_world(importing.dispatcher)
     assert loaded(importing) == before
+    (report,) = importing.admin("GET", "/v1/imports", reply=ImportReports).items
+    assert [each.name for each in report.documents] == ["rses"]
+    assert re.search("Rucio at .* does not answer", report.documents[0].problem)
+    (told,) = importing.user_page("/v1/events?kind=IMPORT_FAILED", EventPage).items
+    assert (told.subject_id, told.detail["document"]) == ("experiment", "rses")
+    importing.clock.advance(3599)  # type: ignore[attr-defined]
+    import_world(importing.dispatcher)
+    (again,) = importing.admin("GET", "/v1/imports", reply=ImportReports).items
+    assert again == report, "an hour is not over"
+    importing.clock.advance(1)  # type: ignore[attr-defined]
+    import_world(importing.dispatcher)
+    (again,) = importing.admin("GET", "/v1/imports", reply=ImportReports).items
+    assert again.time > report.time and not again.documents[0].problem
 
 
 def test_what_lies_on_tape_is_recalled_and_what_lies_nowhere_is_lost(
@@ -198,6 +243,6 @@ def test_what_lies_on_tape_is_recalled_and_what_lies_nowhere_is_lost(
 
 def test_a_catalogue_that_imports_nothing_is_told_as_such(site: Site, section: dict[str, Any]) -> None:
     del section["imports"]
-    with pytest.raises(ConfigError, match="imports nothing"):
+    with pytest.raises(Refused, match="nothing is imported from 'experiment'"):
         run(with_catalogue(site, section))
     assert import_world(with_catalogue(site, section).dispatcher) == 0

@@ -537,6 +537,7 @@ EXAMPLES: list[tuple[str, str, str, dict[str, Any]]] = [
     ),
     ("PUT", "/v1/agents/sweep-unconfirmed", "admin", {"enabled": False}),
     ("POST", "/v1/probes", "admin", {"site": "s"}),
+    ("POST", "/v1/imports/x", "admin", {"dry_run": True, "take": ["x"], "believe": True}),
 ]  # fmt: skip
 
 
@@ -546,7 +547,7 @@ def test_every_route_with_a_body_has_an_example() -> None:
             path = path.replace(name, "1")
         path = path.replace("/v1/harvesters/{name}", "/v1/harvesters/u")
         path = path.replace("{project_id}", "2").replace("/v1/agents/{name}", "/v1/agents/sweep-unconfirmed")
-        return path.replace("{name}", "x").replace("{key}", "sweep_after_s")
+        return path.replace("{name}", "x").replace("{source}", "x").replace("{key}", "sweep_after_s")
 
     wanted = {(route.method, shape(route.path)) for route in ROUTES if route.request is not None}
     assert {(method, path) for method, path, _, _ in EXAMPLES} == wanted

@@ -46,6 +46,7 @@ from server.engine.access import Role
 from server.store.schema import unit, unit_detail
 from tests.integration.server import project_tools
 from tests.integration.server.act_tools import HARVESTER, PLACE, direct_order
+from tests.integration.server.described import Described
 from tests.integration.server.harness import CHECKSUM, Pilot, Site, file, files, stage
 
 
@@ -76,6 +77,12 @@ def user(site: Site) -> str:
 
 def admin(path: str, body: Any, query: str = "") -> Prepare:
     return lambda site: Asked(path, body, site.token("admin"), query)
+
+
+def imported(site: Site) -> Asked:
+    """A look at a description of the world."""
+    site.dispatcher.plugins.world_sources["other"] = Described()
+    return Asked("/v1/imports/other", {}, site.token("admin"))
 
 
 def mine(path: str, body: Any = None) -> Prepare:
@@ -343,6 +350,7 @@ CALLS: dict[str, Prepare] = {
     "POST /v1/harvesters/{name}/commands": admin("/v1/harvesters/h/commands", COMMAND),
     "POST /v1/harvesters/{name}/commands/{command_id}:done": commanded,
     "POST /v1/probes": admin("/v1/probes", {"site": "s"}),
+    "POST /v1/imports/{source}": imported,
     "POST /v1/login": lambda site: login(site, renew=False),
     "POST /v1/login:renew": lambda site: login(site, renew=True),
     "POST /v1/logout": logout,
