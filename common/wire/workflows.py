@@ -171,11 +171,15 @@ class OutputPattern(OutputRule, forbid_unknown_fields=True):
     ``dataset`` is the name of its datasets, in which ``{workflow}``, ``{name}``, ``{stage}``, ``{task}``, ``{pattern}``
     (their numbers, and the names of workflow and stage) and ``{owner}`` are filled in. ``lifetime_days`` is how long
     the catalogue keeps them on their storage; with ``max_files_per_dataset`` there are numbered ones, too.
+
+    ``name`` is what each job calls its file of a pattern with wildcards, where that is known ahead, with ``%OUT`` (once)
+    for the task's and a serial number, as in ``user.ann.%OUT.root``. Pilots of other systems need names ahead.
     """
 
     dataset: Optional[Annotated[str, msgspec.Meta(min_length=1, max_length=150)]] = None
     lifetime_days: Optional[Positive] = None
     max_files_per_dataset: Optional[Positive] = None
+    name: Optional[Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=r"^[^/\x00-\x1f]+$(?!\n)")]] = None
 
 
 class MergeRule(Strict):

@@ -16,6 +16,7 @@ from server.store.database import Connection
 from server.store.datasets import Attached
 from server.store.outputs import OutputRow
 from server.store.provenance import JobPlace, NewRecord
+from server.store.workflows import TaskRow
 
 logger = logging.getLogger(__name__)
 
@@ -60,16 +61,25 @@ class _Names:
         task = self._tasks.get(row.task_id)
         if task is None or row.pattern is None or row.pattern > len(task.spec.outputs):
             return None
-        pattern = task.spec.outputs[row.pattern - 1]
-        naming = Naming(
-            workflow=task.workflow_id,
-            name=self._workflows.get(task.workflow_id, ""),
-            stage=task.stage,
-            task=task.id,
-            pattern=row.pattern,
-            owner=task.owner,
-        )
-        return task.scope, base_name(pattern.dataset, naming), pattern
+        name = self._workflows.get(task.workflow_id, "")
+        return task.scope, _base_of(task, row.pattern, name), task.spec.outputs[row.pattern - 1]
+
+
+def dataset_names(connection: Connection, task: TaskRow) -> list[str]:
+    """The datasets of all outputs of a task, one for each of its patterns."""
+    if not task.spec.outputs:
+        return []
+    name = workflows.names(connection, {task.workflow_id}).get(task.workflow_id, "")
+    found = [(_base_of(task, number, name), each) for number, each in enumerate(task.spec.outputs, 1)]
+    return [datasets_of(base, pattern, "", None)[0].name for base, pattern in found]
+
+
+def _base_of(task: TaskRow, number: int, workflow: str) -> str:
+    """What the names of the datasets of a task's ``number``-th pattern begin with."""
+    naming = Naming(
+        workflow=task.workflow_id, name=workflow, stage=task.stage, task=task.id, pattern=number, owner=task.owner
+    )
+    return base_name(task.spec.outputs[number - 1].dataset, naming)
 
 
 def _numbers(connection: Connection, names: _Names, rows: Sequence[OutputRow]) -> dict[int, int]:

@@ -32,6 +32,7 @@ from common.wire import (
 from server.dispatch import commit, registration
 from server.dispatch.acquire import claim_one
 from server.dispatch.assign import TaskFacts, assignment, facts_of
+from server.dispatch.books import dataset_names
 from server.dispatch.context import Dispatcher, Look
 from server.dispatch.errors import NotFound, Refused, Unprocessable
 from server.dispatch.facts import task_facts
@@ -71,12 +72,16 @@ class Asking:
 
 @dataclass(frozen=True)
 class Expected:
-    """An output as its pilot is told of it: ``name`` is what the payload calls it, ``lfn`` what it is called from then on."""
+    """An output as its pilot is told of it: ``name`` is what the payload calls it, ``lfn`` what it is called from then on.
+
+    ``dataset`` is the one that it comes into; none for a log.
+    """
 
     name: str
     lfn: str
     storage: str
     optional: bool = False
+    dataset: str = ""
 
 
 @dataclass(frozen=True)
@@ -220,8 +225,15 @@ def _reserve(dispatcher: Dispatcher, look: Look, pilot_id: int, queue: QueueSpec
         files.append(OutputRecord(LOG, 0, NOT_WRITTEN, OutputRole.LOG))
         new = [placed(file, index) for index, file in enumerate(files)]
         outputs.record(connection, job.id, job.task_id, new, dispatcher.now())
+        datasets = ["", *dataset_names(connection, task)]
     return [
-        Expected(each.file.name, each.did.partition(":")[2], each.storage, optional.get(each.file.name, True))
+        Expected(
+            each.file.name,
+            each.did.partition(":")[2],
+            each.storage,
+            optional.get(each.file.name, True),
+            datasets[each.pattern or 0],
+        )
         for each in new
     ]
 

@@ -1,7 +1,7 @@
 """What pilots of other systems can run: they are told their outputs' names before they begin, and never record any.
 
-A pattern of outputs has names ahead if it is a plain name itself, or if ``%OUT`` in the payload's arguments makes names
-that it matches. What is written must also be possible to tell such pilots, whose lists are separated by commas.
+A pattern of outputs has names ahead if it is a plain name itself, if the task says what jobs call its file, or if ``%OUT``
+in the payload's arguments makes names that it matches. What is written must also be possible to tell such pilots, whose lists are separated by commas.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from fnmatch import fnmatchcase
 
 from msgspec import structs
 
-from common.wire import ForeignTerms, OutputRule, QueueSpec, StageSpec
-from server.engine.placeholders import named_outputs
+from common.wire import ForeignTerms, OutputPattern, OutputRule, QueueSpec, StageSpec
+from server.engine.placeholders import SERIAL, named_outputs
 from server.engine.probes import is_own_work
 
 WILD = frozenset("*?[")
@@ -48,11 +48,12 @@ def unsuited(spec: StageSpec) -> str:
         return "the transformation's checksum is adler32, which shells cannot verify: give its sha256"
     suffixes = named_outputs(spec)
     for rule in spec.outputs:
-        if WILD & set(rule.pattern):
-            if not any(_of_pattern(rule, suffix) for suffix in suffixes):
-                return f"the output pattern {rule.pattern} names no file ahead: write a name, or %OUT in the command"
-        elif not plain_name(rule.pattern):
-            return f"the output {rule.pattern} has a name that other systems' lists cannot hold"
+        names = _names(rule, suffixes, "1._000001")
+        if not names:
+            return f"the output pattern {rule.pattern} names no file ahead: write a name, or %OUT in the command"
+        odd = [name for name in names if not plain_name(name)]
+        if odd:
+            return f"the output {odd[0]} has a name that other systems' lists cannot hold"
     return ""
 
 
@@ -93,10 +94,7 @@ def outputs_of(spec: StageSpec, beginning: str) -> list[NamedOutput]:
     found: dict[str, NamedOutput] = {}
     suffixes = named_outputs(spec)
     for rule in spec.outputs:
-        names = [rule.pattern]
-        if WILD & set(rule.pattern):
-            names = [f"{beginning}{suffix}" for suffix in suffixes if _of_pattern(rule, suffix)]
-        for name in names:
+        for name in _names(rule, suffixes, beginning):
             found.setdefault(name, NamedOutput(name, rule))
     return list(found.values())
 
@@ -108,6 +106,15 @@ def list_problem(names: Sequence[str]) -> str:
             return f"the name of input {name!r} cannot stand in a list of other systems' pilots"
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     return f"two inputs have the name {twice[0]}" if twice else ""
+
+
+def _names(rule: OutputPattern, suffixes: Sequence[str], beginning: str) -> list[str]:
+    """The names of a job's outputs of one pattern; none if they are not known."""
+    if rule.name is not None:
+        return [rule.name.replace(SERIAL, beginning)]
+    if WILD & set(rule.pattern):
+        return [f"{beginning}{suffix}" for suffix in suffixes if _of_pattern(rule, suffix)]
+    return [rule.pattern]
 
 
 def _of_pattern(rule: OutputRule, suffix: str) -> bool:

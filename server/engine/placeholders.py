@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
 from common.placeholders import BASED, PLACEHOLDER
-from common.wire import CounterInput, StageSpec
+from common.wire import CounterInput, OutputPattern, StageSpec
 
 UNSUPPORTED = frozenset({"DB", "SEGMENT_NAME", "CAVIN", "MININ", "LOMBIN", "HIMBIN", "BHIN", "BGIN"})
+SERIAL = "%OUT"
 _OUTPUT = re.compile(r"%OUT((?:\.[A-Za-z0-9_-]+)+)")
+_SAMPLE = "1._000001"
+"""What ``%OUT`` stands for in some job."""
 
 
 def has_placeholders(spec: StageSpec) -> bool:
@@ -22,6 +25,18 @@ def named_outputs(spec: StageSpec) -> list[str]:
     """What stands behind ``%OUT`` anywhere in a stage, such as ``.root``, each once: the outputs that it names itself."""
     found = (match.group(1) for _where, text in _places(spec) for match in _OUTPUT.finditer(text))
     return list(dict.fromkeys(found))
+
+
+def output_name_problem(output: OutputPattern) -> str:
+    """What is wrong with the name that jobs give an output, and what to do; empty if nothing is."""
+    name = output.name
+    if name is None:
+        return ""
+    if "%" in name.replace(SERIAL, "", 1):
+        return f"{name!r} has another % than that of {SERIAL}, once: leave it out"
+    if not fnmatchcase(name.replace(SERIAL, _SAMPLE), output.pattern):
+        return f"the pattern {output.pattern!r} does not take {name!r}: make them fit"
+    return ""
 
 
 def placeholder_problems(spec: StageSpec) -> Iterator[tuple[str, str]]:
@@ -39,8 +54,9 @@ def placeholder_problems(spec: StageSpec) -> Iterator[tuple[str, str]]:
             elif name == "IN" and isinstance(spec.input, CounterInput):
                 yield where, "%IN stands for input files, of which this stage has none: use %RNDM:0 or {counter}"
         for match in _OUTPUT.finditer(text):
-            sample = f"1._000001{match.group(1)}"
-            if not any(fnmatchcase(sample, output.pattern) for output in spec.outputs):
+            sample = f"{_SAMPLE}{match.group(1)}"
+            named = any(output.name is not None and match.group(0) in output.name for output in spec.outputs)
+            if not named and not any(fnmatchcase(sample, output.pattern) for output in spec.outputs):
                 yield where, f"no output pattern takes {match.group(0)}: add '*{match.group(1)}' to outputs"
 
 

@@ -12,7 +12,7 @@ import msgspec
 from common.wire import StageSpec, WorkflowRequest
 from server.engine.datasets import template_problem
 from server.engine.inputs import feeding_stages
-from server.engine.placeholders import placeholder_problems
+from server.engine.placeholders import output_name_problem, placeholder_problems
 from server.engine.workflow_inputs import Means, Problem, attributes_problem, check_inputs, unknown
 from server.engine.world import World
 
@@ -127,6 +127,9 @@ def _check_places(stage: StageSpec, path: str, world: World, shares: Collection[
         wrong = template_problem(output.dataset) if output.dataset is not None else ""
         if wrong:
             yield Problem(f"{path}.outputs[{index}].dataset", wrong)
+        wrong = output_name_problem(output)
+        if wrong:
+            yield Problem(f"{path}.outputs[{index}].name", wrong)
     for field in ("sites", "exclude_sites"):
         for index, name in enumerate(getattr(stage, field)):
             if name not in world.sites:

@@ -12,8 +12,8 @@ from server.engine.foreign import kind_refusal, list_problem, outputs_of, plain_
 from server.engine.naming import hashed_path
 
 
-def spec(*patterns: str, **more: Any) -> StageSpec:
-    outputs = [OutputPattern(each) for each in patterns]
+def spec(*patterns: str | OutputPattern, **more: Any) -> StageSpec:
+    outputs = [OutputPattern(each) if isinstance(each, str) else each for each in patterns]
     return StageSpec(name="s", input=SingleInput(), outputs=outputs, **{"command": ["run"], **more})
 
 
@@ -24,6 +24,7 @@ def spec(*patterns: str, **more: Any) -> StageSpec:
         spec("out.root", "hist-1_a+b=c@d~.txt"),
         spec("*.root", command=["run", "%OUT.root"]),
         spec("*.root", command=["run"], environment={"TO": "x/%OUT.root"}),
+        spec(OutputPattern("user.*.root", name="user.%OUT.root")),
         spec("out.root", command=None, jobscript="#!/bin/sh\n"),
         spec(command=None, transformation=Transformation(url="https://h/x.sh", checksum="sha256:" + "0" * 64)),
     ],
@@ -40,6 +41,7 @@ def test_what_they_can_run(fine: StageSpec) -> None:
         (spec("out[12].root"), "names no file ahead"),
         (spec("a,b"), "lists cannot hold"),
         (spec("a b"), "lists cannot hold"),
+        (spec(OutputPattern("*", name="a,%OUT")), "lists cannot hold"),
         (spec(secrets=["x"]), "secrets"),
         (spec(processes=[ProcessSpec(command=["x"], when=ProcessWhen.BEFORE)]), "processes around the payload"),
         (spec(plugin="dune"), "plug-in"),
@@ -63,6 +65,12 @@ def test_each_output_has_one_name_and_its_pattern() -> None:
         ("out.log", "out.log"),
         ("7._000003.hist.txt", "*.hist.*"),
     ]
+
+
+def test_an_output_has_the_name_that_its_task_gives_it() -> None:
+    """Whatever else the pattern takes: that is for pilots that look what is there."""
+    stage = spec(OutputPattern("*.root", name="user.%OUT.root"), command=["run", "%OUT.root"])
+    assert [each.name for each in outputs_of(stage, "7._000003")] == ["user.7._000003.root"]
 
 
 @pytest.mark.parametrize("name", ["", "a,b", "a b", "a/b", "..", ".", "a\nb", "a'b", "$x", "ä"])

@@ -21,7 +21,7 @@ from common.wire import (
     StageSpec,
     Transformation,
 )
-from server.engine.placeholders import has_placeholders, placeholder_problems
+from server.engine.placeholders import has_placeholders, output_name_problem, placeholder_problems
 
 FACTS = JobFacts(
     task_id=12,
@@ -108,6 +108,28 @@ def test_what_would_silently_mean_nothing_is_refused(stage: StageSpec, where: st
     ],
 )
 def test_what_is_the_payloads_own_is_left_alone(stage: StageSpec) -> None:
+    assert list(placeholder_problems(stage)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (None, ""),
+        ("u.%OUT.root", ""),
+        ("u.root", ""),
+        ("%OUT.txt", "does not take"),
+        ("u%OUT%OUT.root", "another %"),
+        ("u%RNDM:1.root", "another %"),
+    ],
+)
+def test_the_name_of_an_output_fits_its_pattern(name: Optional[str], words: str) -> None:
+    problem = output_name_problem(OutputPattern("u*.root", name=name))
+    assert bool(problem) is bool(words) and words in problem
+
+
+def test_a_name_that_the_program_is_told_is_an_output_of_it() -> None:
+    outputs = [OutputPattern("u.*.root", name="u.%OUT.root")]
+    stage = StageSpec(name="s", input=CounterInput(1), command=["run", "--to=u.%OUT.root"], outputs=outputs)
     assert list(placeholder_problems(stage)) == []
 
 

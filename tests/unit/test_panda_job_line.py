@@ -10,7 +10,9 @@ from common.wire import QueueSpec, SiteSpec
 from server.compat.panda_client.inputs import _matcher, first_events
 from server.compat.panda_client.job_line import (
     Wrong,
+    ahead,
     command_of,
+    numbered,
     options_of,
     output_map,
     output_name,
@@ -78,6 +80,25 @@ def test_outputs_get_names_with_numbers_and_patterns_that_take_them() -> None:
     assert output_map(f"{{'out.txt': '{template}'}}") == {"out.txt": template}
     assert output_name(template) == ("user.ann.", ".out[1].txt")
     assert output_pattern(template) == "user.ann.*._*.out?1?.txt"
+
+
+@pytest.mark.parametrize(
+    ("template", "name"),
+    [
+        ("user.ann.$JEDITASKID._${SN/P}.out.txt", "user.ann.%OUT.out.txt"),
+        ("$JEDITASKID._${SN}x", "%OUTx"),
+        ("100%.$JEDITASKID._${SN/P}.txt", None),
+        ("x" * 250 + ".$JEDITASKID._${SN/P}.txt", None),
+    ],
+    ids=["usual", "bare", "per cent", "long"],
+)
+def test_an_output_has_a_name_ahead(template: str, name: str | None) -> None:
+    assert ahead(template) == name
+
+
+def test_a_program_is_told_the_whole_name_unless_its_end_would_be_lost() -> None:
+    assert numbered("o=u.$JEDITASKID._${SN/P}.root") == "o=u.%OUT.root"
+    assert numbered("o=u.$JEDITASKID._${SN/P}_1") == "o=u.$JEDITASKID._${SN/P}_1"
 
 
 @pytest.mark.parametrize("template", ["plain.txt", "x.${SN}.txt", "x.$JEDITASKID._${SN/P}.${MIDDLENAME}.txt"])

@@ -120,6 +120,18 @@ def test_a_build_packs_the_whole_folder_and_jobs_unpack_it(job: Job, tmp_path: P
     assert done.returncode == 0 and done.stdout.endswith("built\n")
 
 
+def test_a_build_leaves_out_what_a_pilot_of_panda_has_beside_it(job: Job, tmp_path: Path) -> None:
+    """The jobs unpacked it over their own lists of inputs, and read those of the build."""
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "before.txt").write_text("./.pilotage\n./payload.stdout\n")
+    (job.work / ".pilotage").mkdir()
+    (job.work / ".pilotage" / "paths.txt").write_text("the build's\n")
+    (job.work / "payload.stdout").write_text("the build's\n")
+    assert job.run("", PANDA_BUILD="echo built > lib.so", PILOTAGE_PATH=str(tmp_path / "parts")).returncode == 0
+    with tarfile.open(job.work / "pilotage-build.tgz") as packed:
+        assert sorted(packed.getnames()) == [".", "./__run_build_exec.sh", "./lib.so"]
+
+
 def test_a_build_that_fails_fails_the_job(job: Job) -> None:
     assert job.run("", PANDA_BUILD="exit 3").returncode == 3
     assert "pilotage-build.tgz" not in job.names

@@ -140,12 +140,13 @@ def _outputs(given: Given) -> dict[str, str]:
     files: Sequence[Expected] = [*given.outputs, log]
     nothing = [NONE] * len(files)
     places = _list(each.storage for each in files)
+    datasets = _list(each.dataset or NONE for each in files)
     return {
         "outFiles": _list(each.lfn for each in files),
-        "realDatasets": _list(nothing),
+        "realDatasets": datasets,
         "scopeOut": _list(scope for _ in given.outputs),
         "ddmEndPointOut": places,
-        "destinationDblock": _list(nothing),
+        "destinationDblock": datasets,
         "destinationDBlockToken": _list(nothing),
         "fileDestinationSE": places,
         "logFile": log.lfn,

@@ -1,6 +1,6 @@
 """The program that a PanDA pilot fetches and runs for a job: a shell script with the payload's files behind it.
 
-It needs what every image has (sh, tail, head, tar, gzip) and no network, but for a transformation that lies elsewhere. It
+It needs what every image has (sh, tail, head, tar, gzip, grep, sed) and no network, but for a transformation that lies elsewhere. It
 unpacks the sandbox where it starts, gives the payload the same variables and lists that our own pilots give, runs it with
 its own arguments, and gives the outputs the names that the pilot looks for.
 """
@@ -30,13 +30,17 @@ _HEAD = """#!/bin/sh
 here=$(pwd)
 parts="$here/{folder}"
 mkdir -p "$parts/tmp" || exit 71
+ls -A "$here" | sed 's:^:./:' > "$parts/before.txt" || exit 71
 tail -c +{parts_from} "$0" | head -c {parts_long} | tar -xzf - -C "$parts" || exit 71
 if [ {sandbox_long} -gt 0 ]; then
   tail -c +{sandbox_from} "$0" | head -c {sandbox_long} | tar -xzf - -C "$here" || exit 71
 fi
-while IFS= read -r name; do printf '%s/%s\\n' "$here" "$name"; done < "$parts/names.txt" > "$parts/inputs.txt"
+for list in "$parts/names.txt" "$parts"/names-*.txt; do
+  [ -e "$list" ] || continue
+  while IFS= read -r name; do printf '%s/%s\\n' "$here" "$name"; done < "$list" > "$parts/paths${{list#"$parts/names"}}"
+done
 {variables}
-export PILOTAGE_INPUT_FILES="$parts/inputs.txt" PILOTAGE_COUNTERS="$parts/counters.txt"
+export PILOTAGE_INPUT_FILES="$parts/paths.txt" PILOTAGE_COUNTERS="$parts/counters.txt"
 export PILOTAGE_UNITS="$parts/units.json" PILOTAGE_PATH="$parts" JUSTIN_PATH="$parts" PATH="$PATH:$parts"
 export HOME="$here" TMPDIR="$parts/tmp"
 """
@@ -132,7 +136,7 @@ def _variables(made: Assignment) -> str:
         values["PILOTAGE_EVENTS"] = str(made.units[0].events)
         values["PILOTAGE_FIRST_EVENT"] = str(made.units[0].first_event or 0)
     lines = [f"export {name}={shlex.quote(value)}" for name, value in values.items() if value]
-    lines += [f'export PILOTAGE_SECONDARY_{name.upper()}="$parts/secondary-{name}.txt"' for name in made.secondary]
+    lines += [f'export PILOTAGE_SECONDARY_{name.upper()}="$parts/paths-{name}.txt"' for name in made.secondary]
     return "\n".join(lines)
 
 
@@ -176,7 +180,7 @@ def _archive(made: Assignment) -> bytes:
         "pilotage-get-file": GET_FILE,
         "justin-get-file": GET_FILE,
     }
-    texts |= {f"secondary-{name}.txt": _lines(map(_name, there)) for name, there in made.secondary.items()}
+    texts |= {f"names-{name}.txt": _lines(map(_name, there)) for name, there in made.secondary.items()}
     if made.jobscript is not None:
         texts["jobscript"] = made.jobscript
     packed = io.BytesIO()

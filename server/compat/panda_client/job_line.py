@@ -39,6 +39,12 @@ _WIDE = 18
 _SERIAL = re.compile(r"\$JEDITASKID\._\$\{SN(?:/P)?\}")
 _TASK = re.compile(r"\$\{?JEDITASKID\}?")
 _NUMBER = re.compile(r"\$\{SN(?:/P)?\}")
+_OUT = "%OUT"
+"""Our placeholder for both: the task's number, and a serial number of six digits."""
+_SERIAL_END = re.compile(rf"{_SERIAL.pattern}(?![A-Za-z0-9_:=])")
+"""The same where the text behind it cannot be taken for a part of the placeholder."""
+MOST_NAME = 200
+"""Characters of an output's name, before the numbers of task and job come to it."""
 _UNFIT = "\t\n\r\0/"
 
 
@@ -336,6 +342,21 @@ def output_name(template: str) -> tuple[str, str]:
         words = f"the output {template[:100]!r}: use $JEDITASKID._${{SN/P}} once, as prun does"
         raise Wrong([("jobParameters", words)])
     return before, after
+
+
+def ahead(template: str) -> str | None:
+    """The name of a job's output as far as it is known ahead: what a template makes, with ``%OUT`` for its numbers.
+
+    None: its own text holds a per cent sign, or it is too long for a name.
+    """
+    before, after = output_name(template)
+    name = f"{before}{_OUT}{after}"
+    return name if len(name) <= MOST_NAME and "%" not in before + after else None
+
+
+def numbered(text: str) -> str:
+    """``text`` with ``%OUT`` for the numbers of task and job in the names of outputs."""
+    return _SERIAL_END.sub(_OUT, text)
 
 
 def output_pattern(template: str) -> str:

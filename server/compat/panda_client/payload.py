@@ -13,8 +13,10 @@ from common.wire.workflows import SingleInput
 from server.compat.panda_client.job_line import (
     JobLine,
     Wrong,
+    ahead,
     command_of,
     filled,
+    numbered,
     options_of,
     output_map,
     output_name,
@@ -88,7 +90,7 @@ def _address(name: str) -> str:
 
 def _transformation(url: str, line: JobLine) -> dict[str, Any]:
     """A program of the user's own, with the whole line as its arguments."""
-    text = filled(line.text, line).replace("${IN}", "%IN")
+    text = numbered(filled(line.text, line)).replace("${IN}", "%IN")
     for item in line.inputs:
         text = text.replace(f"${{{item.stream}}}", f"%{item.stream}")
     text = re.sub(r"\$\{SN(?:/P)?\}", "%RNDM:000000000000000001", text)
@@ -97,11 +99,23 @@ def _transformation(url: str, line: JobLine) -> dict[str, Any]:
     if left is not None:
         raise Wrong([("jobParameters", f"{left[0][:60]} is not known here: use ${{IN}}, ${{SN}}, $JEDITASKID")])
     outputs = [
-        OutputPattern(output_pattern(each.template), optional=each.optional, dataset=_dataset(each.dataset))
+        OutputPattern(
+            output_pattern(each.template),
+            optional=each.optional,
+            dataset=_dataset(each.dataset),
+            name=_named_by_the_program(each.template),
+        )
         for each in line.outputs
     ]
     program = Transformation(url=url, parameters=words_of(text, "jobParameters"))
     return {"transformation": program, "outputs": outputs}
+
+
+def _named_by_the_program(template: str) -> str | None:
+    """The name that a user's own program is told to give an output; None if it is not known ahead."""
+    if numbered(template).count("%OUT") != 1 or "$" in numbered(template):
+        return None
+    return ahead(template)
 
 
 def _script(given: Mapping[str, Any], line: JobLine, find: FindSandbox) -> Payload:
@@ -176,6 +190,7 @@ def _outputs(line: JobLine, options: Mapping[str, str], environment: dict[str, s
                 optional=item.optional,
                 dataset=_dataset(item.dataset),
                 storage=item.destination or None,
+                name=ahead(template),
             )
         )
     if told:

@@ -69,7 +69,10 @@ fi
 if [ -n "${PANDA_BUILD:-}" ]; then
     printf '%s\n' "$PANDA_BUILD" >__run_build_exec.sh
     sh ./__run_build_exec.sh || exit $?
-    cd "$top" && tar -czf "$TMPDIR/build.tgz" . && mv "$TMPDIR/build.tgz" pilotage-build.tgz
+    set --
+    # What was there before is no part of the build: files of a pilot of PanDA, which has its own beside the payload's.
+    [ ! -f "${PILOTAGE_PATH:-}/before.txt" ] || set -- -X "$PILOTAGE_PATH/before.txt"
+    cd "$top" && tar -czf "$TMPDIR/build.tgz" "$@" . && mv "$TMPDIR/build.tgz" pilotage-build.tgz
     exit $?
 fi
 

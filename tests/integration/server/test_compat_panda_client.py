@@ -260,6 +260,16 @@ def test_a_program_of_the_users_own_gets_the_whole_line(site: Site, ann: Ann) ->
     assert [output.pattern for output in job.outputs] == ["x.*.root"]
 
 
+def test_a_program_of_the_users_own_is_told_the_names_that_panda_would_give(site: Site, ann: Ann) -> None:
+    """The serial number was not padded, and so no name was known before the program had written it."""
+    output = {"type": "template", "param_type": "output", "value": f"out={TEMPLATE}", "dataset": f"{NAME}_out.txt/"}
+    task_id = ann.task(transPath="https://software.example.org/sim.sh", jobParameters=[output])
+    job = site.pilot().acquire()
+    assert job.transformation is not None
+    assert job.transformation.parameters == [f"out=user.ann.{task_id}._000001.out.txt"]
+    assert [output.pattern for output in job.outputs] == ["user.ann.*._*.out.txt"]
+
+
 REFUSED = [name for name, known in PARAMETERS.items() if known.use is Use.REFUSED]
 
 

@@ -17,12 +17,15 @@ from common.errors import ErrorCode
 from common.states import JobState
 from common.wire import (
     CounterInput,
+    FileSpec,
     OutputPattern,
     PeekKind,
     PeekRequest,
     PeekView,
     QueueSpec,
+    ReplicaSpec,
     Requirements,
+    SecondaryInput,
     Transformation,
     WhyReply,
 )
@@ -67,6 +70,16 @@ def test_there_is_nothing_and_it_is_said_why(site: Site) -> None:
     after = site.row_counts()
     assert after.pop("foreign_offer") == 1 and before.pop("foreign_offer") == 0
     assert before == after
+
+
+def test_outputs_with_names_ahead_and_their_datasets_are_told(site: Site) -> None:
+    named = OutputPattern("u.*.root", dataset="mine.{task}", name="u.%OUT.root")
+    of = task(site, outputs=[named, OutputPattern("log.txt")])
+    job = pilot(site).job()
+    own = f"{of}.{job['PandaID']}"
+    assert listed(job, "outFiles") == [f"{own}.u.{of}._000001.root", f"{own}.log.txt", job["logFile"]]
+    assert listed(job, "realDatasets") == [f"mine.{of}", "w1.one.p2", "NULL"]
+    assert listed(job, "destinationDblock") == listed(job, "realDatasets")
 
 
 def test_a_pattern_without_names_is_for_our_own_pilots_and_why_tells(site: Site) -> None:
@@ -418,6 +431,21 @@ def sandbox(site: Site) -> str:
     answer = site.raw("POST", "/v1/sandboxes", packed.getvalue(), site.token("user", "u"))
     assert answer.status_code in (200, 201), answer.text
     return str(answer.json["sha256"])
+
+
+def test_the_lists_of_secondary_inputs_hold_whole_paths(site: Site, tmp_path: Path) -> None:
+    """They held names, which meant nothing to a payload that had changed its folder."""
+    stream = SecondaryInput(name="mb", files=[FileSpec(did="mb:m1", replicas=[ReplicaSpec("disk", "m1")])])
+    script = '#!/bin/sh\nmkdir sub && cd sub && cat "$(cat "$PILOTAGE_SECONDARY_MB")" > ../out.root\n'
+    task(site, secondary_inputs=[stream], command=None, jobscript=script)
+    job = pilot(site).job()
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "m1").write_text("minimum bias")
+    done = run(site, job, work)
+    assert done.returncode == 0, done.stderr
+    assert (work / listed(job, "outFiles")[0]).read_text() == "minimum bias"
+    assert "./pilotage-run" in (work / ".pilotage" / "before.txt").read_text().splitlines()
 
 
 @pytest.mark.parametrize(
