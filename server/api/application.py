@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import falcon
@@ -19,7 +19,7 @@ from server.api.auth import Later, authenticate, bearer
 from server.api.metering import Metering
 from server.api.routes import ROUTES
 from server.api.routing import Call, Raw, Route
-from server.compat.bodies import PIECE_BYTES, Body, check_whole
+from server.compat.bodies import PIECE_BYTES, Body, pieces_of
 from server.compat.face import Face
 from server.compat.faces import faces_of
 from server.dispatch.context import Dispatcher
@@ -78,7 +78,7 @@ def _responder(dispatcher: Dispatcher, access: Access, route: Route, face: Face 
         limit = access.limiter.body_bytes(limit_of(caller.roles))
         body: Any = _decode(decoder, _read(req, limit)) if decoder is not None else None
         if route.stream:
-            body = _pieces(req)
+            body = pieces_of(_stream(req), req.content_length)  # whoever takes it counts
         if face is not None:
             body = Body(_stream(req), limit, req.content_length)
         query = {name: value if isinstance(value, str) else ",".join(value) for name, value in req.params.items()}
@@ -121,16 +121,6 @@ def _stream(req: falcon.Request) -> Any:
 
 def _read(req: falcon.Request, limit: int) -> bytes:
     return Body(_stream(req), limit, req.content_length).raw()
-
-
-def _pieces(req: falcon.Request) -> Iterator[bytes]:
-    """The body, piece by piece; whoever takes it counts."""
-    stream = _stream(req)
-    taken = 0
-    while piece := stream.read(PIECE_BYTES):
-        taken += len(piece)
-        yield piece
-    check_whole(taken, req.content_length)
 
 
 _WHERE = re.compile(r"^(?P<what>.*) - at `(?P<path>[^`]*)`$", re.DOTALL)

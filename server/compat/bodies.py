@@ -19,6 +19,21 @@ _GZIP = b"\x1f\x8b"
 _GZIP_WINDOW = 31
 
 
+def pieces_of(stream: IO[bytes], said: int | None) -> Iterator[bytes]:
+    """A body as it was sent, piece by piece; ``said`` is its length as its sender told it, if so.
+
+    Raises:
+        Invalid: it ends before that: the connection broke off, and what came of it is no request.
+    """
+    taken = 0
+    while piece := stream.read(PIECE_BYTES):
+        taken += len(piece)
+        yield piece
+    if said is not None and taken < said:
+        # The web server does not tell a connection that broke.
+        raise Invalid(f"the body breaks off: {taken} of {said} bytes came", [("$", "send all of it")])
+
+
 class Body:
     """The body of one request, read once. No more than ``limit`` bytes are taken, and none more come of them."""
 
@@ -32,12 +47,11 @@ class Body:
     def pieces(self) -> Iterator[bytes]:
         """The body as it was sent, piece by piece. Raises TooLarge, or Invalid: it breaks off."""
         taken = 0
-        while piece := self._stream.read(PIECE_BYTES):
+        for piece in pieces_of(self._stream, self._said):
             taken += len(piece)
             if taken > self._limit:
                 raise TooLarge(f"at most {self._limit} bytes are taken")
             yield piece
-        check_whole(taken, self._said)
 
     def raw(self) -> bytes:
         """The body as it was sent. Raises TooLarge, or Invalid: it breaks off."""
@@ -70,12 +84,6 @@ class Body:
         return found
 
 
-def check_whole(taken: int, said: int | None) -> None:
-    """Raises Invalid if fewer bytes came than the request said: the web server does not tell a connection that broke."""
-    if said is not None and taken < said:
-        raise Invalid(f"the body breaks off: {taken} of {said} bytes came", [("$", "send all of it")])
-
-
 def inflated(raw: bytes, limit: int) -> bytes:
     """``raw`` decompressed, at most ``limit`` bytes.
 
@@ -92,6 +100,8 @@ def inflated(raw: bytes, limit: int) -> bytes:
         raise TooLarge(f"at most {limit} bytes are taken, decompressed as well")
     if not machine.eof:
         raise Invalid("the body breaks off: its gzip has no end", [("$", "send all of it")])
+    if machine.unused_data:
+        raise Invalid("something follows the body's gzip", [("$", "compress it in one piece")])
     return plain
 
 
@@ -108,6 +118,8 @@ def json_of(plain: bytes) -> Any:
 def form_of(plain: bytes) -> dict[str, Any]:
     """The fields of a urlencoded form; of a field that comes twice the last. Raises Invalid."""
     try:
+        if b"=" not in plain:
+            raise ValueError("there is no field")
         return dict(
             parse_qsl(plain.decode("ascii"), keep_blank_values=True, max_num_fields=MOST_FIELDS, errors="strict")
         )

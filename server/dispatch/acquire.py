@@ -230,9 +230,13 @@ def claim_one(
     slot: Slot,
     request: tuple[str, int],
     connection: Connection | None,
+    without: frozenset[int] = frozenset(),
 ) -> tuple[Found, list[Refusal]]:
-    """One job from the first bucket that has units for it; in a transaction of its own unless one is given."""
-    tried: set[int] = set()
+    """One job from the first bucket that has units for it; in a transaction of its own unless one is given.
+
+    Nothing is taken from the buckets ``without``.
+    """
+    tried = set(without)
     buckets = dispatcher.looks.buckets()
     moment = look.moment(dispatcher.now())
     while True:

@@ -14,7 +14,7 @@ from server.batching import Batcher
 from server.config import ServerConfig
 from server.dispatch.caches import Jobs, Pilots, Tasks
 from server.dispatch.demand_book import DemandBook
-from server.dispatch.idle import IdlePilots, Noted
+from server.dispatch.idle import IdlePilots, Noted, Untold
 from server.dispatch.looks import Look, Looks, read_knobs
 from server.dispatch.peek_book import PeekBook
 from server.dispatch.project_book import ProjectBook
@@ -44,6 +44,7 @@ class Dispatcher:
     jobs: Jobs = field(default_factory=Jobs)
     idle: IdlePilots = field(default_factory=IdlePilots)
     asked_in_vain: Noted = field(default_factory=Noted)
+    untold: Untold = field(default_factory=Untold)
     reservations: Reservations = field(default_factory=Reservations)
     demand: DemandBook = field(default_factory=DemandBook)
     projects: ProjectBook = field(default_factory=ProjectBook)

@@ -99,10 +99,11 @@ class Given:
 
 @dataclass(frozen=True)
 class Nothing:
-    """No job, and why."""
+    """No job, and why. ``again``: one was claimed that could not be told; there may be another."""
 
     words: str
     refusals: Sequence[Refusal] = ()
+    again: bool = False
 
 
 class _NoUnit(Exception):
@@ -130,15 +131,15 @@ def fetch(dispatcher: Dispatcher, caller: str, asking: Asking) -> Given | Nothin
     queue = copying(known)
     now = dispatcher.now()
     slot = Slot(queue, effective_offer(asking.offer, queue, None), asking.host).before_downtime(look.world, now)
-    buckets = dispatcher.looks.buckets()
+    buckets, without = dispatcher.looks.buckets(), dispatcher.untold.buckets(now)
     with dispatcher.looks.mutex:
-        matches, refusals = buckets.find(slot, look.moment(now), look.share_use, 1)
+        matches, refusals = buckets.find(slot, look.moment(now), look.share_use, 1, without)
     if not matches:
         return _in_vain(dispatcher, asking, refusals)
     try:
         with dispatcher.database.write() as connection:
             pilot = _pilot(connection, caller, asking, slot, now)
-            found, refusals = claim_one(dispatcher, look, pilot, slot, (REQUEST, 0), connection)
+            found, refusals = claim_one(dispatcher, look, pilot, slot, (REQUEST, 0), connection, without)
             if not found:
                 raise _NoUnit(refusals)
             job, candidate = found[0]
@@ -203,6 +204,7 @@ def _given(
     try:
         found = _reserve(dispatcher, look, pilot_id, queue, made)
     except Refused as refused:
+        dispatcher.untold.add(of.bucket_id, dispatcher.now())
         return give_back(dispatcher, pilot_id, job.job_id, refused.detail)
     *outputs_, log = found
     return Given(pilot_id, made, facts, queue, int(of.traits.own_priority), outputs_, log)
@@ -275,7 +277,7 @@ def fail(dispatcher: Dispatcher, given: Given, code: ErrorCode, words: str) -> N
 def _undo(dispatcher: Dispatcher, pilot_id: int, job_id: int, request: FinishRequest) -> Nothing:
     commit.finish(dispatcher, pilot_id, job_id, request)
     leave(dispatcher, pilot_id, request.error_detail)
-    return Nothing(request.error_detail)
+    return Nothing(request.error_detail, again=True)
 
 
 def leave(dispatcher: Dispatcher, pilot_id: int, reason: str) -> None:

@@ -70,3 +70,22 @@ class Noted:
             return False
         self.times[queue] = now
         return True
+
+
+UNTOLD_S = 60.0
+"""For how long pilots of other systems get nothing of a bucket one of whose jobs could not be told them."""
+
+
+@dataclass
+class Untold:
+    """Buckets that pilots of other systems get nothing of for now, so that the next one's jobs reach them: in this process."""
+
+    until: dict[int, float] = field(default_factory=dict)
+
+    def add(self, bucket_id: int, now: float) -> None:
+        """A job of this bucket could not be told."""
+        self.until = {each: end for each, end in list(self.until.items()) if end > now} | {bucket_id: now + UNTOLD_S}
+
+    def buckets(self, now: float) -> frozenset[int]:
+        """Those buckets."""
+        return frozenset(each for each, end in self.until.items() if end > now) if self.until else frozenset()

@@ -67,6 +67,10 @@ def _check_payload(stage: StageSpec, path: str) -> Iterator[Problem]:
     for pattern, count in seen.items():
         if count > 1:
             yield Problem(f"{path}.outputs", f"the pattern {pattern!r} is there {count} times")
+    named = Counter(output.name for output in stage.outputs if output.name is not None)
+    for name, count in named.items():
+        if count > 1:
+            yield Problem(f"{path}.outputs", f"the name {name!r} is there {count} times")
 
 
 def _check_transformation(stage: StageSpec, path: str) -> Iterator[Problem]:

@@ -179,6 +179,12 @@ def test_no_more_is_read_than_is_allowed() -> None:
         Body(stream, LIMIT, LIMIT + 1)  # type: ignore[arg-type]
 
 
+def test_a_body_that_breaks_off_is_none() -> None:
+    assert Body(io.BytesIO(b"abc"), LIMIT, 3).raw() == Body(io.BytesIO(b"abc"), LIMIT).raw() == b"abc"
+    with pytest.raises(Invalid, match="breaks off: 3 of 4 bytes came"):
+        Body(io.BytesIO(b"abc"), LIMIT, 4).raw()
+
+
 def test_a_form_has_not_any_number_of_fields() -> None:
     with pytest.raises(Invalid):
         form_of(b"&".join(b"a%d=1" % number for number in range(1001)))

@@ -72,6 +72,16 @@ BAD: dict[str, tuple[list[dict[str, Any]], str, str]] = {
     "bad variable": ([stage(environment={"A=B": "1"})], "$.stages[0].environment", "A=B"),
     "empty variable name": ([stage(environment={"": "1"})], "$.stages[0].environment", "''"),
     "pattern twice": ([stage(outputs=[{"pattern": "a"}, {"pattern": "a"}])], "$.stages[0].outputs", "2 times"),
+    "name twice": (
+        [stage(outputs=[{"pattern": "a*", "name": "a.%OUT"}, {"pattern": "*", "name": "a.%OUT"}])],
+        "$.stages[0].outputs",
+        "2 times",
+    ),
+    "a name that its pattern does not take": (
+        [stage(outputs=[{"pattern": "*.root", "name": "%OUT.txt"}])],
+        "$.stages[0].outputs[0].name",
+        "does not take",
+    ),
     "no files": ([stage(input={"kind": "files", "files": []})], "$.stages[0].input.files", "empty"),
     "no units": ([stage(input={"kind": "counter", "count": 0})], "$.stages[0].input.count", "at least one"),
     "duplicate DID": ([stage(input=TWO_FILES)], "$.stages[0].input.files[1].did", "at [0]"),

@@ -44,4 +44,4 @@ ROUTES = (
     Route("GET", f"{PROGRAMS}/{{job_id}}/{{seal}}/{NAME}", _ANYBODY, verbs.serve_program, "The program of a job"),
 )
 
-FACE = Face("panda", ROUTES, refused)
+FACE = Face("panda", ROUTES, refused, below=(SERVER, "/cache"))

@@ -29,6 +29,8 @@ from server.store import jobs, outputs, sandboxes
 NO_JOB = 20
 FAILED = 30
 MOST_IDS = 1000
+MOST_TRIES = 5
+"""How many jobs are claimed for one request, if they turn out to be none that its pilot can be told."""
 HARMLESS = frozenset({"updateWorkerPilotStatus", "isAlive"})
 """Verbs that there is nothing to do for, answered as if it was done: what a worker does, its harvester says."""
 NEVER = frozenset({"getProxy", "getKeyPair", "get_access_token", "getTokenKey", "get_token_key", "getVomsAttr"})
@@ -62,7 +64,18 @@ def address_of(dispatcher: Dispatcher, call: Call) -> str:
 
 
 def fetch(dispatcher: Dispatcher, call: Call, asking: Asking, label: str) -> dict[str, Any] | Nothing:
-    """One job in PanDA's words, or why there is none."""
+    """One job in PanDA's words, or why there is none. A job that cannot be told keeps nobody from the next one."""
+    found = _fetch(dispatcher, call, asking, label)
+    for _ in range(MOST_TRIES - 1):
+        if not (isinstance(found, Nothing) and found.again):
+            break
+        last, found = found, _fetch(dispatcher, call, asking, label)
+        if isinstance(found, Nothing) and not found.again:
+            return last  # it says more
+    return found
+
+
+def _fetch(dispatcher: Dispatcher, call: Call, asking: Asking, label: str) -> dict[str, Any] | Nothing:
     given = foreign.fetch(dispatcher, call.caller.name, asking)
     if not isinstance(given, Given):
         return given

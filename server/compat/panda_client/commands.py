@@ -12,7 +12,7 @@ from common.wire import TaskChange, TaskCommand, WorkflowView
 from server.api.routing import Call, Raw
 from server.compat.bodies import Body
 from server.compat.panda_client.answers import RETRIED_WITH_OPTIONS, Code, Declined, SubmitCode, done
-from server.compat.panda_client.asked import asked
+from server.compat.panda_client.asked import asked, decoded
 from server.compat.panda_client.job_line import Wrong
 from server.compat.panda_client.needs import sites_of
 from server.compat.panda_client.show import existing
@@ -42,7 +42,7 @@ def submit_task(dispatcher: Dispatcher, call: Call) -> Raw:
     given = body.json()
     parameters = given.get("task_parameters") if isinstance(given, dict) else None
     if isinstance(parameters, str):
-        parameters = _decoded(parameters)
+        parameters = decoded(parameters, "task_parameters")
     if not isinstance(parameters, dict):
         raise Invalid("task_parameters is no JSON object", [("task_parameters", "give an object")])
     if given.get("parent_tid"):
@@ -71,13 +71,6 @@ def submit_task(dispatcher: Dispatcher, call: Call) -> Raw:
 
     task_id = _task_id(submit(dispatcher, owner, made.request, also))
     return done(task_id, f"succeeded. new jediTaskID={task_id}")
-
-
-def _decoded(text: str) -> object:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise Invalid("task_parameters is no JSON", [("task_parameters", "give an object")]) from error
 
 
 def _task_id(view: WorkflowView) -> int:
@@ -153,7 +146,7 @@ def retry(dispatcher: Dispatcher, call: Call) -> Raw:
     task = existing(dispatcher, call.caller, fields.number("task_id"))
     options = fields.fields.get("new_parameters") or {}
     if isinstance(options, str):
-        options = _decoded(options)
+        options = decoded(options, "new_parameters")
     if not isinstance(options, dict):
         raise Invalid("new_parameters is no JSON object", [("new_parameters", "give an object")])
     change = _change(dispatcher, options)

@@ -110,4 +110,4 @@ ROUTES = (
     ),
 )
 
-FACE = Face("panda_client", ROUTES, refused)
+FACE = Face("panda_client", ROUTES, refused, below=("/api/v1", "/auth"))

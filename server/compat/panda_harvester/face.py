@@ -45,4 +45,4 @@ ROUTES = tuple(
     for method in METHODS
 )
 
-FACE = Face("panda_harvester", ROUTES, refused)
+FACE = Face("panda_harvester", ROUTES, refused, below=(API,))

@@ -257,7 +257,7 @@ def raw(site: Site, body: bytes, token: str | None = None, verb: str = "updateJo
     [
         (gzip.compress(b'{"jobId": 1}')[:-8], "breaks off"),
         (b"\x1f\x8b nonsense", "gzip"),
-        (b"[1, 2]", "names no job"),
+        (b"[1, 2]", "neither JSON nor a form"),
         (b"{", "no JSON"),
         (b"", "names no job"),
         (b'{"jobId": "x", "state": "running"}', "names no job"),
