@@ -27,6 +27,7 @@ from common.wire import (
 from tests.integration.server import histories_books as books
 from tests.integration.server.harness import Pilot, Refused, uploaded
 from tests.integration.server.histories_model import CLAIMABLE, Held, Model
+from tests.integration.server.histories_push import QUEUE as PUSHED
 
 CODES = [None, 1305, 1106, 1099, 1103, 1200, 1201, 1331, 1404, 1407, 1098, 424242]
 METRICS = [
@@ -242,7 +243,11 @@ class Pilots(Model):
     @precondition(lambda self: len(self.pilots) > 1)
     @rule(data=st.data(), state=st.sampled_from([WorkerState.FINISHED, WorkerState.FAILED]))
     def a_worker_ends(self, data: st.DataObject, state: WorkerState) -> None:
-        pilot = data.draw(st.sampled_from(self.pilots))
+        # One that jobs are claimed for ends as a pushed one does.
+        others = [each for each in self.pilots if each.grant.queue.name != PUSHED]
+        if not others:
+            return
+        pilot = data.draw(st.sampled_from(others))
         report = WorkerReport(pilot.worker, pilot.grant.queue.name, state)
         self.swap()
         assert [self.site.report(report).workers[0].accepted for _ in range(2)][0] or pilot.worker in self.ended_workers
