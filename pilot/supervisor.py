@@ -127,7 +127,8 @@ def become_payload(spec: dict[str, Any], parent: int, error_fd: int) -> NoReturn
     stage = "prepare"
     try:
         signal.set_wakeup_fd(-1)
-        for number in (*IGNORED, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ):
+        # All: whoever started the pilot (a shell's background, nohup, a batch system) may have had some ignored.
+        for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
             signal.signal(number, signal.SIG_DFL)
         os.setpgid(0, 0)
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -258,8 +258,15 @@ def test_the_supervisor_outlives_the_signals_of_a_batch_system(bench: Bench) -> 
     assert (bench.folder / "stdout").read_text() == "still here\n"
 
 
-def test_the_payload_gets_default_signal_handling(bench: Bench) -> None:
-    bench.shell("grep -E 'SigIgn|SigBlk' /proc/self/status").wait(120)
+@pytest.mark.parametrize("ignored", [(), (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1)])
+def test_the_payload_gets_default_signal_handling(bench: Bench, ignored: tuple[signal.Signals, ...]) -> None:
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in ignored}  # as nohup and a shell's & do
+    try:
+        process = bench.shell("grep -E 'SigIgn|SigBlk' /proc/self/status")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    process.wait(120)
     masks = [line.split()[1] for line in (bench.folder / "stdout").read_text().splitlines()]
     assert masks == ["0" * 16, "0" * 16]
 
