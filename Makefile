@@ -28,7 +28,7 @@ test: $(VENV)/.stamp-test ## ruff, mypy and all tests
 	step 'ruff check' $(BIN)/ruff check .; \
 	step 'ruff format' $(BIN)/ruff format --check .; \
 	step 'mypy' $(BIN)/mypy; \
-	step 'pytest' $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS); \
+	step 'pytest' $(BIN)/python -m pytest -n 2 $(ARGS); \
 	printf '\nSummary\n%s' "$$summary"; \
 	exit $$status
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from xdist.remote import Producer
+
+from tests.scheduling import FileScheduling
 
 pytest_plugins = (
     "tests.services.base",
@@ -29,22 +32,9 @@ pytest_plugins = (
 )
 
 
-#: Files whose tests share batch systems that take a minute and a gigabyte to set up: one process runs them all.
-BATCH_SYSTEMS = {
-    "test_backends.py",
-    "test_batch_systems.py",
-    "test_real_act.py",
-    "test_real_arc.py",
-    "test_real_htcondor.py",
-    "test_real_slurm.py",
-}
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Side by side (``-n 2 --dist loadgroup``) each file stays in one process, where its services are started once."""
-    for item in items:
-        group = "batch systems" if item.path.name in BATCH_SYSTEMS else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> FileScheduling:
+    """Side by side each file stays in one process, where its services are started once."""
+    return FileScheduling(config, log)
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:
