@@ -67,9 +67,7 @@ class Queued:
         self._held = threading.Event()
         self._at_work = threading.Event()
         self._threads = ThreadPoolExecutor(16)
-        self._threads.submit(site.dispatcher.commits.do, object(), self._hold)
         self.sizes: list[int] = []
-        assert self._at_work.wait(240)
 
     def _hold(self, batch: list[Any]) -> list[object]:
         self._at_work.set()
@@ -77,7 +75,10 @@ class Queued:
         return [True] * len(batch)
 
     def ask(self, call: Callable[..., Any], *given: object) -> Future[Any]:
-        """Have a request wait."""
+        """Have a request wait: from the first one on, so that a test can do other things before."""
+        if not self._at_work.is_set():
+            self._threads.submit(self._site.dispatcher.commits.do, object(), self._hold)
+            assert self._at_work.wait(240)
         waiting = self._site.dispatcher.commits._waiting
         before = len(waiting)
         future = self._threads.submit(call, self._site.dispatcher, *given)
