@@ -267,8 +267,10 @@ def test_the_payload_gets_default_signal_handling(bench: Bench, ignored: tuple[s
         for number, handler in before.items():
             signal.signal(number, handler)
     process.wait(120)
-    masks = [line.split()[1] for line in (bench.folder / "stdout").read_text().splitlines()]
-    assert masks == ["0" * 16, "0" * 16]
+    masks = [int(line.split()[1], 16) for line in (bench.folder / "stdout").read_text().splitlines()]
+    # The C library keeps 32 and 33 to itself (signal(7), "Real-time signals"): no program can set them through it.
+    ours = sum(1 << (number - 1) for number in signal.valid_signals())
+    assert [mask & ours for mask in masks] == [0, 0]
 
 
 def test_the_payload_inherits_no_descriptors(bench: Bench) -> None:
