@@ -64,6 +64,8 @@ class Dispatcher:
         self.claims = Together(self.database, self.floors)
         self.heartbeats: Batcher[Any, Any] = Batcher(leaders=2)
         self.commits: Batcher[Any, Any] = Batcher(linger_s=0.002)
+        self.files: Batcher[Any, Any] = Batcher(linger_s=0.002)
+        """Of projects: reservations and releases."""
         self.watch = Watch(self.config.event_followers)
         self._changed = threading.Condition()
         self._changes = 0

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from common.states import TaskState, UnitState
 from common.wire.projects import (
@@ -17,9 +17,10 @@ from common.wire.projects import (
     ReserveReply,
     ReserveRequest,
 )
-from server.dispatch import rights
+from server.dispatch import reserve_together, rights
 from server.dispatch.context import Dispatcher
 from server.dispatch.errors import Forbidden, Invalid, NotFound
+from server.dispatch.reserve_together import Reserving
 from server.engine.access import Caller
 from server.engine.projects import (
     Facts,
@@ -34,7 +35,7 @@ from server.engine.projects import (
 from server.engine.world import World
 from server.store import projects, reservations, workflows
 from server.store.database import Connection, IntegrityError
-from server.store.reservations import Again, ReservedFile, Standing, Terms
+from server.store.reservations import Again, Releasing, ReservedFile, Standing
 
 FOREIGN_CHANGE_S = 0.5
 """How often a waiting request looks for what other processes changed."""
@@ -135,56 +136,44 @@ def _try(dispatcher: Dispatcher, facts: Facts, request: ReserveRequest, *, reviv
 def _reserve(
     dispatcher: Dispatcher, facts: Facts, request: ReserveRequest, world: World, now: float
 ) -> list[ReservedFile]:
-    reach = dispatcher.projects.reach(world, request.cpu_site)
-    walk = _Walk(dispatcher, facts, request, now)
-    return dispatcher.database.together(lambda connection: walk.run(connection, reach))
+    asked = Reserving(facts, request, dispatcher.projects.reach(world, request.cpu_site), now)
+    found = reserve_together.reserve(dispatcher, asked)
+    if len(found) == request.count:
+        return found
+    walk = _Walk(dispatcher, asked, found)
+    return dispatcher.database.together(walk.run)
 
 
 @dataclass
 class _Walk:
-    """Goes through the buckets of a project, the best first, until there are files enough."""
+    """Goes through the buckets of a project, the best first, until there are files enough; some may be ``before`` it."""
 
     dispatcher: Dispatcher
-    facts: Facts
-    request: ReserveRequest
-    now: float
-    found: list[ReservedFile] = field(default_factory=list)
+    asked: Reserving
+    before: list[ReservedFile]
 
-    def run(self, connection: Connection, reach: Mapping[str, int]) -> list[ReservedFile]:
+    def run(self, connection: Connection) -> list[ReservedFile]:
         """In most cases one statement."""
-        book, clock = self.dispatcher.projects, self.dispatcher.clock
+        book, clock, asked = self.dispatcher.projects, self.dispatcher.clock, self.asked
         tried: Counter[int] = Counter()
-        self.found = []
-        while len(self.found) < self.request.count:
-            sources = book.in_order(connection, clock, self.facts, reach)
+        found = list(self.before)
+        while len(found) < asked.request.count:
+            sources = book.in_order(connection, clock, asked.facts, asked.reach)
             source = next((each for each in sources if tried[each.id] < MOST_TRIES), None)
             if source is None:
                 break
             floor, end = source.floor, end_of_tier(source.floor)
-            files = reservations.reserve(connection, self._terms(source.id), floor, end)
+            files = reservations.reserve(connection, asked.terms(source.id, len(found)), floor, end)
             if files:
                 book.taken(source, files[-1].seq)
-                self.found += files
+                found += files
                 continue
             first = reservations.first_ready(connection, source.id)
             book.begins(source, first, clock)
             # What lies where nothing could be had is locked by somebody; otherwise the floor was wrong.
             locked = first is None or floor <= first < end
             tried[source.id] = MOST_TRIES if locked else tried[source.id] + 1
-        return self.found
-
-    def _terms(self, bucket_id: int) -> Terms:
-        timeout = self.facts.worker_timeout_s
-        return Terms(
-            task_id=self.facts.id,
-            bucket_id=bucket_id,
-            worker=self.request.worker,
-            request_id=self.request.request_id,
-            first=len(self.found),
-            rows=self.request.count - len(self.found),
-            now=self.now,
-            expires=None if timeout is None else self.now + timeout,
-        )
+        return found
 
 
 def _nothing(dispatcher: Dispatcher, facts: Facts, request: ReserveRequest, world: World) -> ReserveReply:
@@ -269,9 +258,7 @@ def release(dispatcher: Dispatcher, caller: Caller, project_id: int, request: Re
     facts = mine(dispatcher, caller, project_id)
     wanted = _outcomes(request.files)
     now = dispatcher.now()
-    moved = dispatcher.database.together(
-        lambda connection: reservations.release(connection, facts.id, request.worker, wanted, now)
-    )
+    moved = reserve_together.release(dispatcher, Releasing(facts.id, request.worker, wanted, now))
     _heard(dispatcher, facts, now)
     back = [each for each in moved.values() if each.state is UnitState.READY]
     for each in back:

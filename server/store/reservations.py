@@ -1,4 +1,4 @@
-"""Files of projects: reserved by workers, and given back. What runs often is one statement on PostgreSQL."""
+"""Files of projects: reserved by workers, and given back. On PostgreSQL many requests share a statement."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from server.store import reserve_postgres, reserve_sqlite, units
 from server.store.codes import UNIT_CODES, UNIT_RESERVED, UNIT_STATES
 from server.store.inputs import digest
 from server.store.prepared import Prepared
-from server.store.reserve_terms import DETAIL_COLUMNS, READY, Terms
+from server.store.reserve_terms import DETAIL_COLUMNS, READY, GivenBack, Terms
 from server.store.schema import bucket, unit, unit_detail
 from server.store.schema_projects import project_file, reservation
 
-__all__ = ["Terms", "reserve"]
+__all__ = ["Terms", "carry_out", "release", "reserve"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +53,51 @@ class Moved:
 def reserve(connection: Connection, terms: Terms, floor: int, ceiling: int) -> list[ReservedFile]:
     """Reserve up to ``terms.rows`` ready files of a bucket, of those with a place from ``floor`` to before ``ceiling``.
 
-    On PostgreSQL this is one statement; on SQLite it must be called in an immediate transaction.
+    On PostgreSQL this is one statement, by itself; on SQLite it must be called in an immediate transaction.
 
     Raises:
         IntegrityError: this request of this worker got this file already.
     """
-    return [_reserved(row) for row in _module(connection).reserve(connection, terms, floor, ceiling)]
+    if connection.dialect.name != "sqlite":
+        return carry_out(connection, [(terms, floor, ceiling)], [])[0][0]
+    return [_reserved(row) for row in reserve_sqlite.reserve(connection, terms, floor, ceiling)]
 
 
-def _module(connection: Connection) -> Any:
-    return reserve_sqlite if connection.dialect.name == "sqlite" else reserve_postgres
+@dataclass(frozen=True, slots=True)
+class Releasing:
+    """What a worker says of files of a project, by their DIDs, and when it said so."""
+
+    task_id: int
+    worker: str
+    outcomes: Mapping[str, Outcome]
+    now: float
+
+
+def carry_out(
+    connection: Connection, wanted: Sequence[tuple[Terms, int, int]], releasing: Sequence[Releasing]
+) -> tuple[list[list[ReservedFile]], list[dict[str, Moved]]]:
+    """What several requests want and give back, on PostgreSQL: one transaction, one way there and back.
+
+    For each request the same as :func:`reserve` with its terms, floor and ceiling, and as :func:`release`;
+    ``connection`` must commit by itself.
+
+    Raises:
+        IntegrityError: one of the requests got a file before; nothing was done for any.
+    """
+    by_digest = [{digest(did): did for did in each.outcomes} for each in releasing]
+    given_back = [
+        GivenBack(each.task_id, each.worker, [_told(key, each.outcomes[did]) for key, did in dids.items()], each.now)
+        for each, dids in zip(releasing, by_digest, strict=True)
+    ]
+    reserved, moved = reserve_postgres.carry_out(connection, wanted, given_back)
+    return [[_reserved(row) for row in rows] for rows in reserved], [
+        {dids[row[0]]: Moved(row[1], each.task_id, UNIT_STATES[row[2]], row[3], row[4]) for row in rows}
+        for each, dids, rows in zip(releasing, by_digest, moved, strict=True)
+    ]
+
+
+def _told(key: bytes, outcome: Outcome) -> tuple[bytes, int, int]:
+    return key, int(outcome), UNIT_CODES[TARGETS[outcome]]
 
 
 def _reserved(row: Any) -> ReservedFile:
@@ -123,20 +158,16 @@ def of_request(connection: Connection, task_id: int, worker: str, request_id: st
 # ---------------------------------------------------------------- giving back
 
 
-def release(
-    connection: Connection, task_id: int, worker: str, outcomes: Mapping[str, Outcome], now: float
-) -> dict[str, Moved]:
+def release(connection: Connection, releasing: Releasing) -> dict[str, Moved]:
     """Give files back that a worker holds, by their DIDs; those that it does hold, and where they went.
 
-    On PostgreSQL this is one statement; on SQLite it must be called in an immediate transaction.
+    On PostgreSQL this is one statement, by itself; on SQLite it must be called in an immediate transaction.
     """
-    by_digest = {digest(did): did for did in outcomes}
-    if connection.dialect.name == "sqlite":
-        found = _release_held(connection, task_id, worker, {key: outcomes[did] for key, did in by_digest.items()}, now)
-    else:
-        files = [(key, int(outcomes[did]), UNIT_CODES[TARGETS[outcomes[did]]]) for key, did in by_digest.items()]
-        rows = reserve_postgres.release(connection, {"task_id": task_id, "worker": worker, "now": now}, files)
-        found = {bytes(row[0]): Moved(row[1], task_id, UNIT_STATES[row[2]], row[3], row[4]) for row in rows}
+    if connection.dialect.name != "sqlite":
+        return carry_out(connection, [], [releasing])[1][0]
+    by_digest = {digest(did): did for did in releasing.outcomes}
+    outcomes = {key: releasing.outcomes[did] for key, did in by_digest.items()}
+    found = _release_held(connection, releasing.task_id, releasing.worker, outcomes, releasing.now)
     return {by_digest[key]: moved for key, moved in found.items()}
 
 

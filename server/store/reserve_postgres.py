@@ -1,21 +1,24 @@
-"""Reserving and releasing on PostgreSQL: one statement each, ``FOR UPDATE SKIP LOCKED`` where workers compete."""
+"""Reserving and releasing on PostgreSQL: one statement each for many requests, ``FOR UPDATE SKIP LOCKED`` where workers
+compete.
+
+What several requests want of one bucket is looked for once, and given to them in their order.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import msgspec
 from sqlalchemy import (
-    ARRAY,
     CTE,
     BigInteger,
     Connection,
     Double,
     Integer,
-    LargeBinary,
-    Select,
     SmallInteger,
     String,
+    Text,
     and_,
     bindparam,
     case,
@@ -26,6 +29,7 @@ from sqlalchemy import (
     literal_column,
     null,
     select,
+    true,
     union_all,
     update,
 )
@@ -33,58 +37,142 @@ from sqlalchemy.dialects import postgresql
 
 from server.engine.projects import LAST_TIER, Outcome
 from server.engine.sizing import TIER_BITS
-from server.store.prepared import Prepared
-from server.store.reserve_terms import DETAIL_COLUMNS, MAY_RESERVE, READY, RESERVED, Terms
+from server.store.prepared import Prepared, in_one_go
+from server.store.reserve_terms import DETAIL_COLUMNS, MAY_RESERVE, READY, RESERVED, GivenBack, Terms
 from server.store.schema import bucket, task, unit, unit_delta, unit_detail
 from server.store.schema_projects import project_file, reservation
 
-
-def _p(name: str, kind: Any) -> Any:
-    return bindparam(name, type_=kind)
-
-
-_TASK, _BUCKET, _NOW = _p("task_id", BigInteger), _p("bucket_id", BigInteger), _p("now", Double)
-_WORKER = _p("worker", String)
 _COUNTED = ["task_id", "bucket_id", "state", "n"]
+
+
+class _Bucket(msgspec.Struct):
+    """What is wanted of one bucket: ``wanted`` files with a place from ``floor`` to before ``ceiling``."""
+
+    bucket_id: int
+    task_id: int
+    floor: int
+    ceiling: int
+    wanted: int
+
+
+class _Request(msgspec.Struct):
+    """One of those that want them: ``rows`` files, after the ``skip`` of those before it."""
+
+    n: int
+    bucket_id: int
+    skip: int
+    rows: int
+    worker: str
+    request_id: str
+    first: int
+    reserved: float
+    expires: float | None
+
+
+class _File(msgspec.Struct):
+    """A file that a worker gives back; ``n`` is the request that says so, ``digest`` in hexadecimal."""
+
+    n: int
+    task_id: int
+    worker: str
+    digest: str
+    outcome: int
+    target: int
+    now: float
+
+
+_KINDS: dict[str, Any] = {
+    "n": Integer,
+    "bucket_id": BigInteger,
+    "task_id": BigInteger,
+    "floor": BigInteger,
+    "ceiling": BigInteger,
+    "wanted": Integer,
+    "skip": Integer,
+    "rows": Integer,
+    "worker": String,
+    "request_id": String,
+    "first": Integer,
+    "reserved": Double,
+    "expires": Double,
+    "digest": Text,
+    "outcome": SmallInteger,
+    "target": SmallInteger,
+    "now": Double,
+}
 
 
 def _number(value: int) -> Any:
     return literal_column(str(value))
 
 
-def _reserve(rows: Any) -> Prepared:
-    may = select(_number(1)).where(task.c.id == _TASK, MAY_RESERVE).exists()
-    locked = (
-        select(unit.c.id)
-        .where(unit.c.bucket_id == _BUCKET, unit.c.state == READY)
-        .where(unit.c.seq >= _p("floor", BigInteger), unit.c.seq < _p("ceiling", BigInteger), may)
+def _lines(name: str, kind: type[msgspec.Struct]) -> Any:
+    """The parameter ``name``, a JSON list of ``kind``, as rows."""
+    columns = (column(each, _KINDS[each]) for each in kind.__struct_fields__)
+    given = func.json_to_recordset(cast(bindparam(name, type_=Text), postgresql.JSON)).table_valued(*columns)
+    return given.render_derived(name=name, with_types=True)
+
+
+# ---------------------------------------------------------------- reserving
+
+
+def _found() -> CTE:
+    """The files, each with its turn in its bucket."""
+    buckets = _lines("buckets", _Bucket)
+    ready = (
+        select(unit.c.id, unit.c.seq)
+        .where(unit.c.bucket_id == buckets.c.bucket_id, unit.c.state == READY)
+        .where(unit.c.seq >= buckets.c.floor, unit.c.seq < buckets.c.ceiling)
         .order_by(unit.c.seq)
-        .limit(rows)
+        .limit(buckets.c.wanted)
         .with_for_update(skip_locked=True)
+        .correlate(buckets)
+        .lateral("ready")
+    )
+    locked = (
+        select(buckets.c.bucket_id, buckets.c.task_id, ready.c.id, ready.c.seq)
+        .select_from(buckets.join(task, task.c.id == buckets.c.task_id).join(ready, true()))
+        .where(MAY_RESERVE)
         .cte("locked")
         .prefix_with("MATERIALIZED")
     )
-    moved = (
-        update(unit)
-        .where(unit.c.id == locked.c.id)
-        .values(state=RESERVED)
-        .returning(unit.c.id, unit.c.seq)
-        .cte("moved")
+    turn = func.row_number().over(partition_by=locked.c.bucket_id, order_by=locked.c.seq)
+    return select(locked, turn.label("turn")).cte("found").prefix_with("MATERIALIZED")
+
+
+def _taken(found: CTE) -> CTE:
+    """Who gets which."""
+    requests = _lines("requests", _Request)
+    its = and_(
+        requests.c.bucket_id == found.c.bucket_id,
+        found.c.turn > requests.c.skip,
+        found.c.turn <= requests.c.skip + requests.c.rows,
     )
-    ordinal = _p("first", Integer) + func.row_number().over(order_by=moved.c.seq) - _number(1)
-    columns = ["unit_id", "task_id", "worker", "request_id", "ordinal", "reserved", "expires", "attempts"]
-    new = postgresql.insert(reservation).from_select(
-        columns,
+    ordinal = requests.c.first + cast(found.c.turn, Integer) - requests.c.skip - _number(1)
+    return (
         select(
-            moved.c.id, _TASK, _WORKER, _p("request_id", String), cast(ordinal, Integer), cast(_NOW, Double),
-            cast(_p("expires", Double), Double), _number(1),
-        ),
+            requests.c.n, found.c.id.label("unit_id"), found.c.seq, found.c.task_id, found.c.bucket_id,
+            requests.c.worker, requests.c.request_id, ordinal.label("ordinal"), requests.c.reserved, requests.c.expires,
+        )
+        .select_from(found.join(requests, its))
+        .cte("taken")
+        .prefix_with("MATERIALIZED")
     )  # fmt: skip
-    held = (
+
+
+_RESERVATION = ("unit_id", "task_id", "worker", "request_id", "ordinal", "reserved", "expires")
+
+
+def _held(taken: CTE) -> CTE:
+    new = postgresql.insert(reservation).from_select(
+        [*_RESERVATION, "attempts"], select(*(taken.c[name] for name in _RESERVATION), _number(1))
+    )
+    again = {name: new.excluded[name] for name in _RESERVATION[1:]}
+    return (
         new.on_conflict_do_update(
             index_elements=["unit_id"],
             set_={
-                **{name: new.excluded[name] for name in columns[1:-1]},
+                **again,
                 "attempts": reservation.c.attempts + _number(1),
                 "released": null(),
                 "outcome": null(),
@@ -93,33 +181,41 @@ def _reserve(rows: Any) -> Prepared:
         .returning(reservation.c.unit_id, reservation.c.attempts)
         .cte("held")
     )
-    total = select(func.count().label("n")).select_from(moved).cte("total")
-    some = total.c.n > _number(0)
-    counted = (
-        insert(unit_delta)
-        .from_select(
-            _COUNTED,
-            union_all(
-                select(_TASK, _BUCKET, READY, -total.c.n).where(some),
-                select(_TASK, _BUCKET, RESERVED, total.c.n).where(some),
-            ),
-        )
-        .cte("counted")
+
+
+def _counted(*moves: Any) -> CTE:
+    return insert(unit_delta).from_select(_COUNTED, union_all(*moves)).cte("counted")
+
+
+def _reserve() -> Prepared:
+    taken = _taken(_found())
+    held = _held(taken)
+    moved = update(unit).where(unit.c.id == taken.c.unit_id).values(state=RESERVED).cte("moved")
+    of_bucket, n = (taken.c.task_id, taken.c.bucket_id), func.count()
+    moves = [select(*of_bucket, state, sign * n).group_by(*of_bucket) for state, sign in ((READY, -1), (RESERVED, 1))]
+    rows = taken.join(held, held.c.unit_id == taken.c.unit_id).join(
+        unit_detail, unit_detail.c.unit_id == taken.c.unit_id
     )
     return Prepared(
-        select(moved.c.id, moved.c.seq, held.c.attempts, *DETAIL_COLUMNS)
-        .select_from(
-            moved.join(held, held.c.unit_id == moved.c.id).join(unit_detail, unit_detail.c.unit_id == moved.c.id)
-        )
-        .order_by(moved.c.seq)
-        .add_cte(counted)
+        select(taken.c.n, taken.c.unit_id, taken.c.seq, held.c.attempts, *DETAIL_COLUMNS)
+        .select_from(rows)
+        .order_by(taken.c.n, taken.c.seq)
+        .add_cte(moved, _counted(*moves))
     )
 
 
-def _held(found: Select[Any]) -> CTE:
-    """The reservations that the worker holds: locked in one order."""
+# ---------------------------------------------------------------- releasing
+
+
+def _given_back() -> CTE:
+    """The reservations that the workers hold: locked in one order."""
+    files = _lines("files", _File)
+    digest = func.decode(files.c.digest, literal_column("'hex'"))
+    file = and_(project_file.c.task_id == files.c.task_id, project_file.c.digest == digest)
     return (
-        found.where(reservation.c.worker == _WORKER, reservation.c.released.is_(None))
+        select(reservation.c.unit_id, files)
+        .select_from(files.join(project_file, file).join(reservation, reservation.c.unit_id == project_file.c.unit_id))
+        .where(reservation.c.worker == files.c.worker, reservation.c.released.is_(None))
         .order_by(reservation.c.unit_id)
         .with_for_update(of=reservation)
         .cte("held")
@@ -127,41 +223,8 @@ def _held(found: Select[Any]) -> CTE:
     )
 
 
-def _one_held() -> CTE:
-    # Apart from the several, whose number PostgreSQL cannot foresee: it would plan the statement anew each time. And no
-    # join, for which a plan made while the table was small might go through all of it later.
-    digest = cast(_p("digest", LargeBinary), LargeBinary)
-    unit_id = select(project_file.c.unit_id).where(project_file.c.task_id == _TASK, project_file.c.digest == digest)
-    return _held(
-        select(
-            reservation.c.unit_id,
-            digest.label("digest"),
-            cast(_p("outcome", SmallInteger), SmallInteger).label("outcome"),
-            cast(_p("target", SmallInteger), SmallInteger).label("target"),
-        ).where(reservation.c.unit_id == unit_id.scalar_subquery())
-    )
-
-
-def _several_held() -> CTE:
-    given = (
-        func.unnest(
-            _p("digests", ARRAY(LargeBinary)), _p("outcomes", ARRAY(SmallInteger)), _p("targets", ARRAY(SmallInteger))
-        )
-        .table_valued(
-            column("digest", LargeBinary), column("outcome", SmallInteger), column("target", SmallInteger),
-            name="given",
-        )
-        .render_derived()
-    )  # fmt: skip
-    file = and_(project_file.c.task_id == _TASK, project_file.c.digest == given.c.digest)
-    return _held(
-        select(reservation.c.unit_id, given.c.digest, given.c.outcome, given.c.target).select_from(
-            given.join(project_file, file).join(reservation, reservation.c.unit_id == project_file.c.unit_id)
-        )
-    )
-
-
-def _release(held: CTE) -> Prepared:
+def _release() -> Prepared:
+    held = _given_back()
     back = held.c.target == READY
     failed = cast(held.c.outcome != _number(Outcome.DONE), Integer)
     # Says what server.engine.projects.put_back says.
@@ -175,68 +238,104 @@ def _release(held: CTE) -> Prepared:
             seq=case((back, place), else_=unit.c.seq),
             payload_failures=func.mod(unit.c.payload_failures + failed, _number(LAST_TIER)),
         )
-        .returning(held.c.digest, held.c.outcome, unit.c.id, unit.c.state, unit.c.bucket_id, unit.c.seq)
+        .returning(
+            held.c.n, held.c.digest, held.c.outcome, held.c.now, unit.c.id, unit.c.task_id, unit.c.state,
+            unit.c.bucket_id, unit.c.seq,
+        )
         .cte("moved")
-    )
+    )  # fmt: skip
     freed = (
         update(reservation)
         .where(reservation.c.unit_id == moved.c.id)
-        .values(released=_NOW, outcome=moved.c.outcome, expires=null())
+        .values(released=moved.c.now, outcome=moved.c.outcome, expires=null())
         .cte("freed")
     )
-    n = func.count()
-    counted = (
-        insert(unit_delta)
-        .from_select(
-            _COUNTED,
-            union_all(
-                select(_TASK, moved.c.bucket_id, RESERVED, -n).group_by(moved.c.bucket_id),
-                select(_TASK, moved.c.bucket_id, moved.c.state, n).group_by(moved.c.bucket_id, moved.c.state),
-            ),
-        )
-        .cte("counted")
-    )
+    of_bucket, n = (moved.c.task_id, moved.c.bucket_id), func.count()
+    moves = [
+        select(*of_bucket, RESERVED, -n).group_by(*of_bucket),
+        select(*of_bucket, moved.c.state, n).group_by(*of_bucket, moved.c.state),
+    ]
+    ready = select(moved.c.bucket_id, func.max(moved.c.now).label("now")).where(moved.c.state == READY)
+    awake = ready.group_by(moved.c.bucket_id).cte("awake")
     woken = (
         update(bucket)
-        .where(bucket.c.id.in_(select(moved.c.bucket_id).where(moved.c.state == READY)), ~bucket.c.maybe_ready)
-        .values(maybe_ready=literal_column("true"), ready_since=_NOW)
+        .where(bucket.c.id == awake.c.bucket_id, ~bucket.c.maybe_ready)
+        .values(maybe_ready=literal_column("true"), ready_since=awake.c.now)
         .cte("woken")
     )
     return Prepared(
-        select(moved.c.digest, moved.c.id, moved.c.state, moved.c.bucket_id, moved.c.seq).add_cte(freed, counted, woken)
+        select(moved.c.n, moved.c.digest, moved.c.id, moved.c.state, moved.c.bucket_id, moved.c.seq).add_cte(
+            freed, _counted(*moves), woken
+        )
     )
 
 
-_RESERVE_ONE = _reserve(_number(1))
-_RESERVE = _reserve(_p("rows", Integer))
-_RELEASE_ONE = _release(_one_held())
-_RELEASE = _release(_several_held())
+_RESERVE = _reserve()
+_RELEASE = _release()
 
 
-def reserve(connection: Connection, terms: Terms, floor: int, ceiling: int) -> Sequence[Any]:
-    """Reserve files: rows of unit id, seq, attempts, and the file's detail."""
-    return (_RESERVE_ONE if terms.rows == 1 else _RESERVE).run(
-        connection,
-        {
-            "task_id": terms.task_id,
-            "bucket_id": terms.bucket_id,
-            "worker": terms.worker,
-            "request_id": terms.request_id,
-            "first": terms.first,
-            "rows": terms.rows,
-            "now": terms.now,
-            "expires": terms.expires,
-            "floor": floor,
-            "ceiling": ceiling,
-        },
-    )
+def carry_out(
+    connection: Connection, wanted: Sequence[tuple[Terms, int, int]], given_back: Sequence[GivenBack]
+) -> tuple[list[list[Any]], list[list[Any]]]:
+    """Reserve and release in one transaction and one way there and back; ``connection`` must commit by itself.
+
+    Args:
+        wanted: what each request asks for, with the places to look from and up to. What one bucket is asked for is
+            looked for from the first one's floor up to its ceiling.
+        given_back: what each request says of the files that its worker holds.
+
+    Returns:
+        For each that wants, rows of (unit id, seq, attempts, the file's detail); for each that gives back, rows of
+        (digest, unit id, state, bucket, place).
+
+    Raises:
+        IntegrityError: one of the requests got a file before; nothing was done for any.
+    """
+    steps: list[tuple[Prepared, Mapping[str, Any]]] = []
+    if wanted:
+        steps.append((_RESERVE, _wanted(wanted)))
+    if given_back:
+        steps.append((_RELEASE, {"files": _text(_files(given_back))}))
+    found = in_one_go(connection, steps) if steps else []
+    reserved = _by_request(found[0], len(wanted)) if wanted else []
+    moved = _by_request(found[-1], len(given_back)) if given_back else []
+    return reserved, [[(bytes.fromhex(row[0]), *row[1:]) for row in rows] for rows in moved]
 
 
-def release(connection: Connection, given: dict[str, Any], files: Sequence[tuple[bytes, int, int]]) -> Sequence[Any]:
-    """Give back what a worker holds of ``files`` (digest, outcome, state to go to): rows of digest, unit id, state,
-    bucket and place."""
-    digests, outcomes, targets = (list(part) for part in zip(*files, strict=True))
-    if len(files) == 1:
-        one = {"digest": digests[0], "outcome": outcomes[0], "target": targets[0]}
-        return _RELEASE_ONE.run(connection, {**given, **one})
-    return _RELEASE.run(connection, {**given, "digests": digests, "outcomes": outcomes, "targets": targets})
+def _wanted(wanted: Sequence[tuple[Terms, int, int]]) -> dict[str, Any]:
+    buckets: dict[int, _Bucket] = {}
+    requests = []
+    for n, (terms, floor, ceiling) in enumerate(wanted):
+        of = buckets.setdefault(terms.bucket_id, _Bucket(terms.bucket_id, terms.task_id, floor, ceiling, 0))
+        requests.append(
+            _Request(
+                n, terms.bucket_id, of.wanted, terms.rows, _storable(terms.worker), _storable(terms.request_id), terms.first,
+                terms.now, terms.expires,
+            )
+        )  # fmt: skip
+        of.wanted += terms.rows
+    return {"buckets": _text(list(buckets.values())), "requests": _text(requests)}
+
+
+def _files(given_back: Sequence[GivenBack]) -> Iterable[_File]:
+    return [
+        _File(n, each.task_id, _storable(each.worker), digest.hex(), outcome, target, each.now)
+        for n, each in enumerate(given_back)
+        for digest, outcome, target in each.files
+    ]
+
+
+def _text(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _storable(text: str) -> str:
+    # A text of PostgreSQL keeps no NUL, and JSON's escape for it is refused.
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+def _by_request(rows: Sequence[Any], n: int) -> list[list[Any]]:
+    found: list[list[Any]] = [[] for _ in range(n)]
+    for row in rows:
+        found[row[0]].append(tuple(row[1:]))
+    return found

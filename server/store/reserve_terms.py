@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,16 @@ class Terms:
     rows: int
     now: float
     expires: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class GivenBack:
+    """What a worker says of files that it holds: digest, outcome, and the state to go to, of each."""
+
+    task_id: int
+    worker: str
+    files: Sequence[tuple[bytes, int, int]]
+    now: float
 
 
 READY: Any = literal_column(str(UNIT_READY))

@@ -8,7 +8,9 @@ from typing import Any
 
 import msgspec
 import pytest
+from sqlalchemy import select
 
+from common.states import UnitState
 from common.wire.projects import (
     FileOutcome,
     ProjectCopy,
@@ -18,11 +20,17 @@ from common.wire.projects import (
     ProjectState,
     ProjectView,
     ReserveReply,
+    ReserveRequest,
     RestartState,
 )
 from server.agents.projects import time_out_workers
 from server.agents.resolve import resolve_input
 from server.agents.tasks import advance_tasks
+from server.dispatch import reserve_together
+from server.dispatch.reserve_together import Reserving
+from server.engine.projects import Outcome
+from server.store.reservations import Releasing
+from server.store.schema_projects import reservation
 from tests.integration.server import project_tools as tools
 from tests.integration.server.harness import Refused, Site, files, stage
 from tests.integration.server.project_tools import (
@@ -579,3 +587,49 @@ def test_one_request_at_the_same_moment_gets_one_set_of_files(here: Site) -> Non
     assert len({tuple(each) for each in answers}) == 1
     assert states(here, project) == {"reserved": 2, "ready": 48}
     here.check_counts()
+
+
+def test_requests_of_one_batch_get_what_each_would_get_alone(here: Site) -> None:
+    """On PostgreSQL requests that come together share a transaction; on SQLite each is told that it goes alone."""
+    first = make(here, *(f"a{n}" for n in range(4)), storages=["near-disk"], worker_timeout_s=100.0)
+    other = make(here, "b0", storages=["near-disk"])
+    held = take(here, first, "w1")
+    again, moved = take(here, first, "w2"), take(here, other, "w3")
+    dispatcher, now = here.dispatcher, here.clock.now()
+    if dispatcher.database.is_sqlite:
+        assert reserve_together.reserve(dispatcher, _wish(here, first, "w4", 1)) == []
+        return
+    replies = reserve_together.carry_out(
+        dispatcher,
+        [
+            _wish(here, first, "w4", 1),
+            Releasing(first, "w1", {f"data:{held}": Outcome.DONE}, now),
+            _wish(here, other, "w4", 1),  # it has no file any more
+            Releasing(first, "w1", {f"data:{again}": Outcome.DONE}, now),  # another's
+            _wish(here, first, "w5", 2),  # of which one is left
+            Releasing(other, "w3", {f"data:{moved}": Outcome.RETRY}, now),
+            Releasing(first, "w1", {f"data:{held}": Outcome.DONE}, now),  # once more
+        ],
+    )
+    one, finished, none, foreign, fewer, back, twice = replies
+    assert [(each.did, each.attempts) for each in one] == [("data:a2", 1)]
+    assert [each.did for each in fewer] == ["data:a3"]
+    assert none == [] and foreign == {}
+    # The same said twice at once: it counts once, and whoever is left out is told how it stands.
+    (gone,) = [each for each in (finished, twice) if each]
+    assert [(did, each.state) for did, each in gone.items()] == [(f"data:{held}", UnitState.DONE)]
+    assert back[f"data:{moved}"].state is UnitState.READY
+    assert states(here, first) == {"done": 1, "reserved": 3} and states(here, other) == {"ready": 1}
+    with dispatcher.database.read() as connection:
+        expiring = connection.execute(select(reservation.c.expires).where(reservation.c.worker == "w5")).scalars().all()
+    assert expiring == [now + 100.0]
+    here.check_counts()
+
+
+def _wish(here: Site, project: int, worker: str, count: int) -> Reserving:
+    dispatcher = here.dispatcher
+    facts = dispatcher.projects.facts(dispatcher.database, project)
+    assert facts is not None
+    request = ReserveRequest(request_id=f"request-of-{worker}", worker=worker, cpu_site="near", count=count)
+    reach = dispatcher.projects.reach(dispatcher.looks.get().world, "near")
+    return Reserving(facts, request, reach, here.clock.now())
