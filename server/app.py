@@ -18,6 +18,7 @@ from server.agents.duties import DUTIES, LIVENESS_GAP_S, LIVENESS_PERIOD_S
 from server.agents.runner import Runner
 from server.api.application import create_application
 from server.config import ServerConfig
+from server.cores import take_core
 from server.dispatch.context import Dispatcher
 from server.dispatch.heartbeat import write_heard
 from server.dispatch.watching import process_name, say_counts
@@ -63,6 +64,8 @@ def _look_around(dispatcher: Dispatcher) -> None:
 def create_served_app(config: ServerConfig, parent: int) -> falcon.App[Any, Any]:
     """The same in a process of ours, that ends at once with its parent: a web process has nothing to put in order."""
     die_with_parent(parent, signal.SIGKILL)
+    if config.keep_to_cores:
+        take_core(parent, Path(config.state_dir))
     return create_app(config)
 
 

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 WAL_TRIES = 20
+GROUP_LINGER_S = 0.004
+"""How long pieces of work for SQLite wait for one another at the most, where several come: each wait for the disk is one."""
 _PLAIN = {"jit": "off", "max_parallel_workers_per_gather": "0"}
 """No query is worth compiling, and none of an agent's may take all cores from the requests."""
 _HOT = {
@@ -67,7 +69,7 @@ class Database:
         self.url = parsed
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
         self._writer = _FairLock()
-        self._group: Batcher[Any, _Outcome] = Batcher(linger_s=0.0)
+        self._group: Batcher[Any, _Outcome] = Batcher(linger_s=GROUP_LINGER_S)
         if self.is_sqlite:
             self.engine = _sqlite_engine(parsed.render_as_string(hide_password=False), pool_size)
         else:
