@@ -1,8 +1,8 @@
 """Reservations and releases of many requests, carried out together on PostgreSQL.
 
 Requests that arrive while others are at work share a transaction (:mod:`server.batching`); one that comes alone is
-carried out at once, by the same code. A request gets files of the best bucket only: what that has not is looked for in
-the others the long way.
+carried out at once, by the same code. A request gets files of one bucket only: what that has not is looked for in the
+others the long way.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from common.wire.projects import ReserveRequest
 from server.dispatch.context import Dispatcher
 from server.engine.projects import Facts, Source, end_of_tier
 from server.store import reservations
-from server.store.database import Connection
+from server.store.database import Connection, IntegrityError
 from server.store.reservations import Moved, Releasing, ReservedFile, Terms
 
 MOST = 32
 """Files of a request that shares a transaction with others: who wants more does not keep them waiting."""
+MORE_ROUNDS = 2
+"""How often those who found a bucket empty are sent to the next one together, before each goes on alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,30 +71,44 @@ def release(dispatcher: Dispatcher, releasing: Releasing) -> dict[str, Moved]:
 
 def carry_out(dispatcher: Dispatcher, batch: list[Reserving | Releasing]) -> list[Any]:
     """The replies to a batch."""
+    reserving = [each for each in batch if isinstance(each, Reserving)]
     releasing = [each for each in batch if isinstance(each, Releasing)]
     with dispatcher.database.at_once() as connection:
-        looked = _looked(dispatcher, connection, [each for each in batch if isinstance(each, Reserving)])
-        wanted = [
-            (asked.terms(source.id, 0), source.floor, end_of_tier(source.floor))
-            for asked, source in looked
-            if source is not None
-        ]
-        reserved, moved = reservations.carry_out(connection, wanted, releasing)
-    files, gone = iter(reserved), iter(moved)
-    replies: list[Any] = []
-    for _, source in looked:
-        found = next(files) if source is not None else []
-        if source is not None and found:
-            dispatcher.projects.taken(source, found[-1].seq)
-        replies.append(found)
-    got = iter(replies)
+        found, moved = _round(dispatcher, connection, reserving, releasing)
+        for _ in range(MORE_ROUNDS):
+            empty = [n for n, files in enumerate(found) if not files]
+            if not empty:
+                break
+            try:
+                again, _ = _round(dispatcher, connection, [reserving[n] for n in empty], [])
+            except IntegrityError:
+                break  # what the first round did is done; whoever is repeated here finds out by itself
+            for n, files in zip(empty, again, strict=True):
+                found[n] = files
+    got, gone = iter(found), iter(moved)
     return [next(gone) if isinstance(each, Releasing) else next(got) for each in batch]
 
 
-def _looked(
-    dispatcher: Dispatcher, connection: Connection, asked: list[Reserving]
-) -> list[tuple[Reserving, Source | None]]:
-    """Each with the bucket that is best for it, if there is one."""
+def _round(
+    dispatcher: Dispatcher, connection: Connection, reserving: list[Reserving], releasing: list[Releasing]
+) -> tuple[list[list[ReservedFile]], list[dict[str, Moved]]]:
+    """Each gets files of the bucket that is best for it, if it has some; a bucket that had too few is looked into."""
     book, clock = dispatcher.projects, dispatcher.clock
-    in_order = (book.in_order(connection, clock, each.facts, each.reach) for each in asked)
-    return [(each, next(iter(sources), None)) for each, sources in zip(asked, in_order, strict=True)]
+    found: list[list[ReservedFile]] = [[] for _ in reserving]
+    asked: list[tuple[int, Source]] = []
+    for n, each in enumerate(reserving):
+        source = next(iter(book.in_order(connection, clock, each.facts, each.reach)), None)
+        if source is not None:
+            asked.append((n, source))
+    wanted = [(reserving[n].terms(source.id, 0), source.floor, end_of_tier(source.floor)) for n, source in asked]
+    reserved, moved = reservations.carry_out(connection, wanted, releasing)
+    short: dict[int, Source] = {}
+    for (n, source), files in zip(asked, reserved, strict=True):
+        found[n] = files
+        if files:
+            book.taken(source, files[-1].seq)
+        else:
+            short[source.id] = source
+    for source in short.values():
+        book.begins(source, reservations.first_ready(connection, source.id), clock)
+    return found, moved

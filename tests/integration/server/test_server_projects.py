@@ -591,10 +591,11 @@ def test_one_request_at_the_same_moment_gets_one_set_of_files(here: Site) -> Non
 
 def test_requests_of_one_batch_get_what_each_would_get_alone(here: Site) -> None:
     """On PostgreSQL requests that come together share a transaction; on SQLite each is told that it goes alone."""
-    first = make(here, *(f"a{n}" for n in range(4)), storages=["near-disk"], worker_timeout_s=100.0)
+    far = listed("z0", storages=["far-disk"])
+    first = make(here, *(f"a{n}" for n in range(4)), storages=["near-disk"], files=far, worker_timeout_s=100.0)
     other = make(here, "b0", storages=["near-disk"])
-    held = take(here, first, "w1")
-    again, moved = take(here, first, "w2"), take(here, other, "w3")
+    held = take(here, first, "w1", cpu_site="near")
+    again, moved = take(here, first, "w2", cpu_site="near"), take(here, other, "w3")
     dispatcher, now = here.dispatcher, here.clock.now()
     if dispatcher.database.is_sqlite:
         assert reserve_together.reserve(dispatcher, _wish(here, first, "w4", 1)) == []
@@ -604,22 +605,25 @@ def test_requests_of_one_batch_get_what_each_would_get_alone(here: Site) -> None
         [
             _wish(here, first, "w4", 1),
             Releasing(first, "w1", {f"data:{held}": Outcome.DONE}, now),
-            _wish(here, other, "w4", 1),  # it has no file any more
+            _wish(here, other, "w4", 1),  # it has no file but the one that comes back below
             Releasing(first, "w1", {f"data:{again}": Outcome.DONE}, now),  # another's
-            _wish(here, first, "w5", 2),  # of which one is left
+            _wish(here, first, "w5", 2),  # of which one is left nearby
+            _wish(here, first, "w6", 1),  # which is found in the next bucket
             Releasing(other, "w3", {f"data:{moved}": Outcome.RETRY}, now),
             Releasing(first, "w1", {f"data:{held}": Outcome.DONE}, now),  # once more
         ],
     )
-    one, finished, none, foreign, fewer, back, twice = replies
+    one, finished, returned, foreign, fewer, farther, back, twice = replies
     assert [(each.did, each.attempts) for each in one] == [("data:a2", 1)]
     assert [each.did for each in fewer] == ["data:a3"]
-    assert none == [] and foreign == {}
+    assert [each.did for each in farther] == ["data:z0"]
+    assert [(each.did, each.attempts) for each in returned] == [("data:b0", 2)]
+    assert foreign == {}
     # The same said twice at once: it counts once, and whoever is left out is told how it stands.
     (gone,) = [each for each in (finished, twice) if each]
     assert [(did, each.state) for did, each in gone.items()] == [(f"data:{held}", UnitState.DONE)]
     assert back[f"data:{moved}"].state is UnitState.READY
-    assert states(here, first) == {"done": 1, "reserved": 3} and states(here, other) == {"ready": 1}
+    assert states(here, first) == {"done": 1, "reserved": 4} and states(here, other) == {"reserved": 1}
     with dispatcher.database.read() as connection:
         expiring = connection.execute(select(reservation.c.expires).where(reservation.c.worker == "w5")).scalars().all()
     assert expiring == [now + 100.0]
