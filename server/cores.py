@@ -7,12 +7,15 @@ another core, whose caches hold nothing of what comes next: that cost a third of
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import psutil
+
+logger = logging.getLogger(__name__)
 
 LOCK = "web-cores.lock"
 
@@ -30,7 +33,11 @@ def take_core(parent: int, folder: Path) -> int | None:
         if len(allowed) == 1:
             return None
         core = choose(allowed, _kept_by_others(parent), parent)
-        os.sched_setaffinity(0, {core})
+        try:
+            os.sched_setaffinity(0, {core})
+        except OSError as error:  # as some sandboxes forbid it
+            logger.warning("this web process cannot keep to core %d: %s", core, error.strerror)
+            return None
         return core
 
 

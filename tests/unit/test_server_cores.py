@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from server.cores import choose
+from server.cores import choose, take_core
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,14 @@ from server.cores import choose
 )
 def test_a_core_that_fewest_others_keep_to(allowed: list[int], kept: list[int], start: int, core: int) -> None:
     assert choose(allowed, kept, start) == core
+
+
+def test_where_it_is_forbidden_the_server_starts_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(_: int, __: set[int]) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "sched_setaffinity", forbidden)
+    assert take_core(os.getpid(), tmp_path) is None
 
 
 SERVED = """
