@@ -30,8 +30,8 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     web_processes: int = 1
     """Processes that serve requests. With SQLite one is best."""
     keep_to_cores: bool = True
-    """Whether each web process keeps to one core of those that it may run on, each to another: on a busy machine that is
-    up to half as fast again. Not where other programs have cores of their own that these cannot know of."""
+    """Whether each web process keeps to one core of those that it may run on, each to another: a busy server
+    answers a quarter more claims so. Not where other programs have cores of their own that these cannot know of."""
     web_threads: int = 64
     """Threads of each process: requests at work at the same time, long polls included."""
     long_polls: int = 8

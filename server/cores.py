@@ -1,7 +1,7 @@
 """Each web process on a core of its own.
 
 Python runs one thread of a process at a time. Where the kernel spreads its threads over all cores, each hand-over wakes
-another core, whose caches hold nothing of what comes next: that cost a third of all claims (docs/explanation/performance.md).
+another core, whose caches hold nothing of what comes next: that cost up to a third of the claims (docs/explanation/performance.md).
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ What several requests want of one bucket is looked for once, and given to them i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -317,7 +317,7 @@ def _wanted(wanted: Sequence[tuple[Terms, int, int]]) -> dict[str, Any]:
     return {"buckets": _text(list(buckets.values())), "requests": _text(requests)}
 
 
-def _files(given_back: Sequence[GivenBack]) -> Iterable[_File]:
+def _files(given_back: Sequence[GivenBack]) -> list[_File]:
     return [
         _File(n, each.task_id, _storable(each.worker), digest.hex(), outcome, target, each.now)
         for n, each in enumerate(given_back)
