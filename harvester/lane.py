@@ -37,6 +37,7 @@ from harvester.outcome import Outcome
 from harvester.secret_files import SecretFiles
 from harvester.steering import Steering
 from harvester.store import Change, Store, Worker
+from harvester.submission_ends import SubmissionEnds
 from harvester.workers import Workers, moved
 
 OBSERVED = frozenset({WorkerState.SUBMITTED, WorkerState.RUNNING, WorkerState.HELD, WorkerState.MISSING})
@@ -72,7 +73,7 @@ class Lane:
         self._workers = workers
         self._secrets = secrets
         self._clock = clock
-        self._cut_off_at = clock.monotonic()
+        self._ends = SubmissionEnds(clock)
         self._denied_since: dict[str, float] = {}
         self._overdue: frozenset[str] = frozenset()
 
@@ -92,17 +93,18 @@ class Lane:
         cut off in it: this process, or one that was killed before it.
         """
         workers = self._workers.alive(self.queues, [WorkerState.SUBMITTING])
+        self._ends.keep(worker.mark for worker in workers)
         if not workers:
             return
         # As the look begins: what came to the batch system while it lasted may not be in it.
-        settled = self._clock.monotonic() - self._cut_off_at >= self._settle_s()
+        settled = self._ends.settled([worker.mark for worker in workers], self._settle_s())
         found = self._asked(
             workers, "workers can't be looked up", done,
             lambda: self.backend.find_by_marks([worker.mark for worker in workers]),
         )  # fmt: skip
         if found is None:
             return
-        known = [worker for worker in workers if settled or worker.mark in found]
+        known = [worker for worker in workers if worker.mark in settled or worker.mark in found]
         self._apply([_recovered(worker, found.get(worker.mark)) for worker in known], done)
         self._secrets.remove(found)
 
@@ -201,7 +203,7 @@ class Lane:
             outcomes = self._asked(sent, "no answer to a submission", done, lambda: self.backend.submit(specs))
         finally:
             # Those without an answer stay as they are, to be looked up by their marks.
-            self._cut_off_at = self._clock.monotonic()
+            self._ends.note(intended)
         if outcomes is not None:
             self._note_submitted(sent, outcomes, done)
 

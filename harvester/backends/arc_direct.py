@@ -7,6 +7,7 @@ to it. Where the CE speaks version 1.0 of the interface only, queue and delegati
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -17,6 +18,7 @@ from common.endpoint import certificate_authorities
 from common.wire.direct import Language
 from harvester.backends.arc import UNREADABLE, ArcBackend
 from harvester.backends.arc_delegation import Delegation
+from harvester.backends.arc_jobs import LOOK_AGAIN_S, LOOKS
 from harvester.backends.arc_options import ArcOptions
 from harvester.backends.arc_rest import Action, ArcFault, ArcRest, Credential
 from harvester.backends.arc_states import WAITS_FOR_INPUT, ArcState, state_of
@@ -118,12 +120,23 @@ class ArcDirect:
 
         Raises BackendError: not all of the person's jobs could be looked at, so that absence means nothing.
         """
+        found: dict[str, str] = {}
+        for look in range(LOOKS):
+            found.update({mark: job for job, mark in sorted(self._all_marks().items())})
+            if found.keys() >= set(marks):
+                break
+            if look + 1 < LOOKS:
+                # A CE doesn't see a job in the moment in which it rewrites what it knows of it.
+                threading.Event().wait(LOOK_AGAIN_S)
+        return {mark: WorkerRef(mark, found[mark]) for mark in marks if mark in found}
+
+    def _all_marks(self) -> dict[str, str]:
+        """The marks of the person's jobs that the CE lists now; each is read once. Raises BackendError."""
         jobs = list(self._rest.list_jobs())
         new = [job for job in jobs if job not in self._marks]
-        self._marks.update(zip(new, side_by_side(self._mark_of, new, self._most)))
-        self._marks = {job: mark for job, mark in self._marks.items() if job in set(jobs)}
-        found = {mark: job for job, mark in sorted(self._marks.items())}
-        return {mark: WorkerRef(mark, found[mark]) for mark in marks if mark in found}
+        read = dict(zip(new, side_by_side(self._mark_of, new, self._most)))
+        self._marks = {job: read[job] if job in read else self._marks[job] for job in jobs}
+        return self._marks
 
     def _mark_of(self, job: str) -> str:
         text = self._rest.read(job, "diagnose", "description")

@@ -30,6 +30,7 @@ from harvester.direct.proxies import NoProxy, Proxies
 from harvester.judge import judge
 from harvester.outcome import Outcome
 from harvester.store import Worker
+from harvester.submission_ends import SubmissionEnds
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ class DirectLane:
         self._options: Mapping[str, Any] = config.queues[queues[0]].options
         self._make = make or (lambda _, proxy: ArcDirect.create(self._options, proxy, state_dir, clock))
         self._people: dict[int, ArcDirect] = {}
-        self._cut_off_at = clock.monotonic()
+        self._ends = SubmissionEnds(clock)
         self._denied_since: dict[str, float] = {}
 
     @property
@@ -97,14 +98,17 @@ class DirectLane:
 
     def recover(self, done: Outcome) -> None:
         """Find out by their marks what became of jobs whose submission was not answered."""
-        for proxy_id, runs in _by_person(self._runs([W.SUBMITTING])).items():
+        unanswered = self._runs([W.SUBMITTING])
+        self._ends.keep(run.mark for run in unanswered)
+        for proxy_id, runs in _by_person(unanswered).items():
             person = self._person(proxy_id, runs, done)
             if person is None:
                 continue
             # As the look begins: what came to the CE while it lasted may not be in it.
-            settled = self._clock.monotonic() - self._cut_off_at >= person.settle_s
+            marks = [run.mark for run in runs]
+            settled = self._ends.settled(marks, person.settle_s)
             try:
-                found = person.find([run.mark for run in runs])
+                found = person.find(marks)
             except BackendError as error:
                 done.problems.append(f"{self.name}: jobs can't be looked up: {error}")
                 continue
@@ -112,7 +116,7 @@ class DirectLane:
                 ref = found.get(run.mark)
                 if ref is not None:
                     self._complete(person, run, ref.batch_id, done, again=True)
-                elif settled:
+                elif run.mark in settled:
                     self._move(run, W.PLANNED, reason="it never reached the CE")
 
     def submit(self, done: Outcome) -> None:
@@ -121,13 +125,10 @@ class DirectLane:
         for run in planned:
             if run.cancel:
                 self._move(run, W.CANCELLED, reason="cancelled before it was submitted", cleaned=True)
-        try:
-            for proxy_id, runs in _by_person(run for run in planned if not run.cancel).items():
-                person = self._person(proxy_id, runs, done)
-                if person is not None:
-                    self._submit_all(person, runs, done)
-        finally:
-            self._cut_off_at = self._clock.monotonic()
+        for proxy_id, runs in _by_person(run for run in planned if not run.cancel).items():
+            person = self._person(proxy_id, runs, done)
+            if person is not None:
+                self._submit_all(person, runs, done)
 
     def _submit_all(self, person: ArcDirect, runs: Sequence[Run], done: Outcome) -> None:
         try:
@@ -142,6 +143,8 @@ class DirectLane:
                 outcome = person.submit(run.mark, run.description, run.language, queue)
             except BackendError as error:
                 outcome = SubmitOutcome(run.mark, SubmitResult.UNKNOWN, reason=str(error))
+            finally:
+                self._ends.note([run.mark])
             if outcome.result is SubmitResult.ACCEPTED:
                 done.submitted += 1
                 self._complete(person, intended, outcome.batch_id, done)

@@ -313,6 +313,24 @@ def test_a_submission_that_was_not_answered_is_not_repeated(rig: Rig) -> None:
     assert sorted(rig.ce.jobs.values()) == MARKS
 
 
+def test_a_job_that_never_reached_the_ce_once_waited_for_ever(rig: Rig) -> None:
+    """Each round began the wait anew: with rounds closer together than what a CE takes to settle, it never ended."""
+
+    def point(name: str) -> None:
+        if name == "before submit":
+            raise Killed
+
+    rig.point = point
+    with pytest.raises(Killed):
+        rig.round()
+    rig.point = lambda _: None
+    rig.restart()
+    for _ in range(4):
+        rig.clock.advance(Ce.settle_s / 3)
+        rig.round()
+    assert sorted(rig.ce.jobs.values()) == MARKS
+
+
 def test_a_look_that_began_before_all_had_settled_once_had_a_job_submitted_twice(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -207,6 +207,27 @@ def test_a_submission_that_was_cut_off_and_arrives_late_is_not_submitted_twice(w
     assert sorted(world.system.marks()) == sorted(one.mark for one in world.store.live())
 
 
+def test_a_worker_that_was_cut_off_once_waited_for_as_long_as_others_were_submitted(world: World) -> None:
+    """Each submission began the wait of all anew: a busy queue never came back to the one without an answer."""
+    backend = world.backend = Settling(world.system)
+    submit = backend.submit
+
+    def never_arrives(specs: Sequence[WorkerSpec]) -> list[SubmitOutcome]:
+        raise BackendError("timeout")
+
+    backend.submit = never_arrives  # type: ignore[method-assign]
+    world.start()
+    world.run()
+    assert world.states() == {"submitting": 3}
+    backend.submit = submit  # type: ignore[method-assign]
+    world.server.pilots = 4
+    world.run(35)
+    assert len(world.system.marks()) == 1 and world.states()["submitting"] == 3
+    world.server.pilots = 5
+    world.run(35)
+    assert len(world.system.marks()) == 5 and "submitting" not in world.states()
+
+
 def test_a_mistake_in_a_plug_in_changes_nothing(world: World, caplog: pytest.LogCaptureFixture) -> None:
     world.run()
 
