@@ -178,7 +178,7 @@ class _Walk:
 
 def _nothing(dispatcher: Dispatcher, facts: Facts, request: ReserveRequest, world: World) -> ReserveReply:
     """An answer without files stands only if this request got none before."""
-    with dispatcher.database.read() as connection:
+    with dispatcher.database.one_read() as connection:
         again = reservations.of_request(connection, facts.id, request.worker, request.request_id)
         state = projects.state(connection, facts.id)
     if again:

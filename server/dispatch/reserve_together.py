@@ -7,7 +7,8 @@ others the long way.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -74,41 +75,69 @@ def carry_out(dispatcher: Dispatcher, batch: list[Reserving | Releasing]) -> lis
     reserving = [each for each in batch if isinstance(each, Reserving)]
     releasing = [each for each in batch if isinstance(each, Releasing)]
     with dispatcher.database.at_once() as connection:
-        found, moved = _round(dispatcher, connection, reserving, releasing)
-        for _ in range(MORE_ROUNDS):
-            empty = [n for n, files in enumerate(found) if not files]
-            if not empty:
-                break
-            try:
-                again, _ = _round(dispatcher, connection, [reserving[n] for n in empty], [])
-            except IntegrityError:
-                break  # what the first round did is done; whoever is repeated here finds out by itself
-            for n, files in zip(empty, again, strict=True):
-                found[n] = files
-    got, gone = iter(found), iter(moved)
+        rounds = _Rounds(dispatcher, connection, reserving)
+        moved = rounds.go(releasing)
+        # What the first round did is done; whoever is repeated in another finds out by itself.
+        with suppress(IntegrityError):
+            for _ in range(MORE_ROUNDS):
+                if rounds.left:
+                    rounds.go()
+            rounds.look()
+    got, gone = iter(rounds.found), iter(moved)
     return [next(gone) if isinstance(each, Releasing) else next(got) for each in batch]
 
 
-def _round(
-    dispatcher: Dispatcher, connection: Connection, reserving: list[Reserving], releasing: list[Releasing]
-) -> tuple[list[list[ReservedFile]], list[dict[str, Moved]]]:
-    """Each gets files of the bucket that is best for it, if it has some; a bucket that had too few is looked into."""
-    book, clock = dispatcher.projects, dispatcher.clock
-    found: list[list[ReservedFile]] = [[] for _ in reserving]
-    asked: list[tuple[int, Source]] = []
-    for n, each in enumerate(reserving):
-        source = next(iter(book.in_order(connection, clock, each.facts, each.reach)), None)
-        if source is not None:
-            asked.append((n, source))
-    wanted = [(reserving[n].terms(source.id, 0), source.floor, end_of_tier(source.floor)) for n, source in asked]
-    reserved, moved = reservations.carry_out(connection, wanted, releasing)
-    short: dict[int, Source] = {}
-    for (n, source), files in zip(asked, reserved, strict=True):
-        found[n] = files
-        if files:
-            book.taken(source, files[-1].seq)
-        else:
-            short[source.id] = source
-    for source in short.values():
-        book.begins(source, reservations.first_ready(connection, source.id), clock)
-    return found, moved
+class _Rounds:
+    """In each, whoever has no file yet gets some of the bucket that is best for it, if that has some.
+
+    A bucket that had too few is looked into together with the next round, in which nobody is sent there.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, connection: Connection, reserving: list[Reserving]) -> None:
+        self._book, self._clock = dispatcher.projects, dispatcher.clock
+        self._connection = connection
+        self._reserving = reserving
+        self._short: dict[int, Source] = {}
+        self.found: list[list[ReservedFile]] = [[] for _ in reserving]
+        self.left = list(range(len(reserving)))
+        """Those without a file to whom another round may bring one."""
+
+    def go(self, releasing: Sequence[Releasing] = ()) -> list[dict[str, Moved]]:
+        """One round, and the releases; which of their files the workers held.
+
+        Raises:
+            IntegrityError: one of the requests got files before; nothing was done in this round.
+        """
+        best = [(n, self._best(self._reserving[n])) for n in self.left]
+        asked = [(n, source) for n, source in best if source is not None]
+        wanted = [
+            (self._reserving[n].terms(source.id, 0), source.floor, end_of_tier(source.floor)) for n, source in asked
+        ]
+        looked = list(self._short.values())
+        done = reservations.carry_out(self._connection, wanted, releasing, [source.id for source in looked])
+        self._note(looked, done.first_ready)
+        # What has just been looked into may have a file for those who found no other.
+        self.left = [n for n, source in best if source is None] if looked else []
+        self._short = {}
+        for (n, source), files in zip(asked, done.reserved, strict=True):
+            self.found[n] = files
+            if files:
+                self._book.taken(source, files[-1].seq)
+            else:
+                self.left.append(n)
+                self._short[source.id] = source
+        return done.moved
+
+    def look(self) -> None:
+        """Find out where the ready files begin of the buckets that had too few."""
+        looked, self._short = list(self._short.values()), {}
+        done = reservations.carry_out(self._connection, [], [], [source.id for source in looked])
+        self._note(looked, done.first_ready)
+
+    def _note(self, looked: Sequence[Source], firsts: Sequence[int | None]) -> None:
+        for source, first in zip(looked, firsts, strict=True):
+            self._book.begins(source, first, self._clock)
+
+    def _best(self, asked: Reserving) -> Source | None:
+        sources = self._book.in_order(self._connection, self._clock, asked.facts, asked.reach)
+        return next((each for each in sources if each.id not in self._short), None)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, RowMapping, and_, exists, insert, not_, or_, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, bindparam, exists, insert, not_, or_, select, update
 
 from common.states import TaskState, UnitState
 from common.wire import DatasetInput, ReplicaSpec, StageSpec
@@ -17,6 +17,7 @@ from server.store import units
 from server.store.access import Sight
 from server.store.codes import UNIT_CODES, UNIT_STATES
 from server.store.inputs import digest
+from server.store.prepared import Prepared
 from server.store.schema import task, unit, unit_detail, workflow
 from server.store.schema_projects import project, project_attribute, project_file, reservation
 
@@ -103,8 +104,11 @@ def _stage(row: RowMapping) -> StageSpec:
 
 def state(connection: Connection, task_id: int) -> TaskState | None:
     """The state of a project's task; None when it is gone."""
-    found = connection.execute(select(task.c.state).where(task.c.id == task_id, task.c.outside)).scalar()
-    return None if found is None else TaskState(found)
+    found = _STATE.run(connection, {"task_id": task_id})
+    return TaskState(found[0][0]) if found else None
+
+
+_STATE = Prepared(select(task.c.state).where(task.c.id == bindparam("task_id"), task.c.outside))
 
 
 # ---------------------------------------------------------------- what people see

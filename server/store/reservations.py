@@ -59,7 +59,7 @@ def reserve(connection: Connection, terms: Terms, floor: int, ceiling: int) -> l
         IntegrityError: this request of this worker got this file already.
     """
     if connection.dialect.name != "sqlite":
-        return carry_out(connection, [(terms, floor, ceiling)], [])[0][0]
+        return carry_out(connection, [(terms, floor, ceiling)], []).reserved[0]
     return [_reserved(row) for row in reserve_sqlite.reserve(connection, terms, floor, ceiling)]
 
 
@@ -73,13 +73,26 @@ class Releasing:
     now: float
 
 
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What :func:`carry_out` did: the files that each request reserved, those that each gave back, by their DIDs, and of
+    each bucket that was looked into the place of its first ready file, locked by somebody or not."""
+
+    reserved: list[list[ReservedFile]]
+    moved: list[dict[str, Moved]]
+    first_ready: list[int | None]
+
+
 def carry_out(
-    connection: Connection, wanted: Sequence[tuple[Terms, int, int]], releasing: Sequence[Releasing]
-) -> tuple[list[list[ReservedFile]], list[dict[str, Moved]]]:
+    connection: Connection,
+    wanted: Sequence[tuple[Terms, int, int]],
+    releasing: Sequence[Releasing],
+    look_into: Sequence[int] = (),
+) -> Done:
     """What several requests want and give back, on PostgreSQL: one transaction, one way there and back.
 
-    For each request the same as :func:`reserve` with its terms, floor and ceiling, and as :func:`release`;
-    ``connection`` must commit by itself.
+    For each request the same as :func:`reserve` with its terms, floor and ceiling, and as :func:`release`; for each
+    bucket the same as :func:`first_ready`. ``connection`` must commit by itself.
 
     Raises:
         IntegrityError: one of the requests got a file before; nothing was done for any.
@@ -89,11 +102,16 @@ def carry_out(
         GivenBack(each.task_id, each.worker, [_told(key, each.outcomes[did]) for key, did in dids.items()], each.now)
         for each, dids in zip(releasing, by_digest, strict=True)
     ]
-    reserved, moved = reserve_postgres.carry_out(connection, wanted, given_back)
-    return [[_reserved(row) for row in rows] for rows in reserved], [
-        {dids[row[0]]: Moved(row[1], each.task_id, UNIT_STATES[row[2]], row[3], row[4]) for row in rows}
-        for each, dids, rows in zip(releasing, by_digest, moved, strict=True)
-    ]
+    looks = [(_FIRST, {"bucket_id": bucket_id}) for bucket_id in look_into]
+    reserved, moved, firsts = reserve_postgres.carry_out(connection, wanted, given_back, looks)
+    return Done(
+        [[_reserved(row) for row in rows] for rows in reserved],
+        [
+            {dids[row[0]]: Moved(row[1], each.task_id, UNIT_STATES[row[2]], row[3], row[4]) for row in rows}
+            for each, dids, rows in zip(releasing, by_digest, moved, strict=True)
+        ],
+        [int(rows[0][0]) if rows else None for rows in firsts],
+    )
 
 
 def _told(key: bytes, outcome: Outcome) -> tuple[bytes, int, int]:
@@ -144,15 +162,19 @@ class Again:
 
 def of_request(connection: Connection, task_id: int, worker: str, request_id: str) -> list[Again]:
     """The files that a request of a worker got, unless they were given to others meanwhile."""
-    query = (
-        select(unit.c.id, unit.c.seq, reservation.c.attempts, *DETAIL_COLUMNS, unit.c.state, reservation.c.reserved,
-               reservation.c.expires)
-        .join(unit, unit.c.id == reservation.c.unit_id)
-        .join(unit_detail, unit_detail.c.unit_id == unit.c.id)
-        .where(reservation.c.task_id == task_id, reservation.c.worker == worker, reservation.c.request_id == request_id)
-        .order_by(reservation.c.ordinal)
-    )  # fmt: skip
-    return [Again(_reserved(row[:-3]), UNIT_STATES[row[-3]], row[-2], row[-1]) for row in connection.execute(query)]
+    rows = _OF_REQUEST.run(connection, {"task_id": task_id, "worker": worker, "request_id": request_id})
+    return [Again(_reserved(row[:-3]), UNIT_STATES[row[-3]], row[-2], row[-1]) for row in rows]
+
+
+_OF_REQUEST = Prepared(
+    select(unit.c.id, unit.c.seq, reservation.c.attempts, *DETAIL_COLUMNS, unit.c.state, reservation.c.reserved,
+           reservation.c.expires)
+    .join(unit, unit.c.id == reservation.c.unit_id)
+    .join(unit_detail, unit_detail.c.unit_id == unit.c.id)
+    .where(reservation.c.task_id == bindparam("task_id"))
+    .where(reservation.c.worker == bindparam("worker"), reservation.c.request_id == bindparam("request_id"))
+    .order_by(reservation.c.ordinal)
+)  # fmt: skip
 
 
 # ---------------------------------------------------------------- giving back
@@ -164,7 +186,7 @@ def release(connection: Connection, releasing: Releasing) -> dict[str, Moved]:
     On PostgreSQL this is one statement, by itself; on SQLite it must be called in an immediate transaction.
     """
     if connection.dialect.name != "sqlite":
-        return carry_out(connection, [], [releasing])[1][0]
+        return carry_out(connection, [], [releasing]).moved[0]
     by_digest = {digest(did): did for did in releasing.outcomes}
     outcomes = {key: releasing.outcomes[did] for key, did in by_digest.items()}
     found = _release_held(connection, releasing.task_id, releasing.worker, outcomes, releasing.now)

@@ -275,18 +275,22 @@ _RELEASE = _release()
 
 
 def carry_out(
-    connection: Connection, wanted: Sequence[tuple[Terms, int, int]], given_back: Sequence[GivenBack]
-) -> tuple[list[list[Any]], list[list[Any]]]:
+    connection: Connection,
+    wanted: Sequence[tuple[Terms, int, int]],
+    given_back: Sequence[GivenBack],
+    looks: Sequence[tuple[Prepared, Mapping[str, Any]]],
+) -> tuple[list[list[Any]], list[list[Any]], list[Sequence[Any]]]:
     """Reserve and release in one transaction and one way there and back; ``connection`` must commit by itself.
 
     Args:
         wanted: what each request asks for, with the places to look from and up to. What one bucket is asked for is
             looked for from the first one's floor up to its ceiling.
         given_back: what each request says of the files that its worker holds.
+        looks: queries to go along.
 
     Returns:
         For each that wants, rows of (unit id, seq, attempts, the file's detail); for each that gives back, rows of
-        (digest, unit id, state, bucket, place).
+        (digest, unit id, state, bucket, place); of each query its rows.
 
     Raises:
         IntegrityError: one of the requests got a file before; nothing was done for any.
@@ -296,10 +300,11 @@ def carry_out(
         steps.append((_RESERVE, _wanted(wanted)))
     if given_back:
         steps.append((_RELEASE, {"files": _text(_files(given_back))}))
-    found = in_one_go(connection, steps) if steps else []
-    reserved = _by_request(found[0], len(wanted)) if wanted else []
-    moved = _by_request(found[-1], len(given_back)) if given_back else []
-    return reserved, [[(bytes.fromhex(row[0]), *row[1:]) for row in rows] for rows in moved]
+    steps += looks
+    found = iter(in_one_go(connection, steps) if steps else [])
+    reserved = _by_request(next(found), len(wanted)) if wanted else []
+    moved = _by_request(next(found), len(given_back)) if given_back else []
+    return reserved, [[(bytes.fromhex(row[0]), *row[1:]) for row in rows] for rows in moved], list(found)
 
 
 def _wanted(wanted: Sequence[tuple[Terms, int, int]]) -> dict[str, Any]:
