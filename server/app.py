@@ -6,6 +6,7 @@ import ctypes
 import logging
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from server.store.database import Database, DatabaseUnavailable
 logger = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
+SWITCH_S = 0.05
+"""For how long a thread of a web process may run while others wait: each of those looks that often whether it is its turn."""
 MOST_CONNECTIONS = 16
 """To the database, of one process and kind: threads beyond that wait for a moment."""
 
@@ -64,6 +67,7 @@ def _look_around(dispatcher: Dispatcher) -> None:
 def create_served_app(config: ServerConfig, parent: int) -> falcon.App[Any, Any]:
     """The same in a process of ours, that ends at once with its parent: a web process has nothing to put in order."""
     die_with_parent(parent, signal.SIGKILL)
+    sys.setswitchinterval(SWITCH_S)
     if config.keep_to_cores:
         take_core(parent, Path(config.state_dir))
     return create_app(config)

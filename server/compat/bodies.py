@@ -26,7 +26,8 @@ def pieces_of(stream: IO[bytes], said: int | None) -> Iterator[bytes]:
         Invalid: it ends before that: the connection broke off, and what came of it is no request.
     """
     taken = 0
-    while piece := stream.read(PIECE_BYTES):
+    # Each read lets other threads run, and is left out where nothing can come any more.
+    while (said is None or taken < said) and (piece := stream.read(PIECE_BYTES)):
         taken += len(piece)
         yield piece
     if said is not None and taken < said:

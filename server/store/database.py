@@ -251,8 +251,15 @@ def _options(url: URL, settings: Mapping[str, str]) -> str:
 
 def _postgres_engine(url: URL, pool_size: int, settings: Mapping[str, str], **options: Any) -> Engine:
     arguments = {"options": _options(url, settings)}
+    # Those that were used last are used first: the database's processes have at hand what they need.
     engine = create_engine(
-        url, pool_size=pool_size, max_overflow=pool_size // 2, pool_timeout=10, connect_args=arguments, **options
+        url,
+        pool_size=pool_size,
+        max_overflow=pool_size // 2,
+        pool_timeout=10,
+        pool_use_lifo=True,
+        connect_args=arguments,
+        **options,
     )
 
     from psycopg.types.numeric import Int8Dumper

@@ -238,3 +238,18 @@ def test_a_route_of_a_face_is_open_to_whom_it_says_and_to_nobody_else(
         assert not set(refusals) & {401, 403} and all(status < 500 for status in refusals)
     else:
         assert refusals == [401 if credential == "none" else 403]
+
+
+class _Watched(io.BytesIO):
+    reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.reads += 1
+        return super().read(size)
+
+
+def test_a_body_whose_length_was_said_is_not_asked_for_more() -> None:
+    """Each read of the web server's stream hands the processor over to other threads."""
+    stream = _Watched(b"abc")
+    assert Body(stream, LIMIT, 3).raw() == b"abc"
+    assert stream.reads == 1
