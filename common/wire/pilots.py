@@ -252,7 +252,7 @@ class Metrics(Message):
     ``max_rss_mb`` is what was resident of all processes, ``max_pss_mb`` counts pages that they share once (measured only
     where the other is above the limit), ``max_swap_mb`` is what was swapped out. ``leak_kb_s`` is the slope of the payload's
     memory over its run. ``read_bytes`` and ``written_bytes`` came from and went to disks for the payload, ``events`` is what
-    it says it processed.
+    it says it processed. The server keeps them by their order: new ones come last.
     """
 
     wall_s: float = 0.0

@@ -23,7 +23,7 @@ from common.wire import (
     WorkflowRequest,
 )
 from server.bench.errors import BenchError
-from server.bench.requests import report_around_job
+from server.bench.requests import kept_around_job
 from server.store import bulk, bulk_load, bulk_projects, cursors, workflows, world
 from server.store.bulk import NewBucket, NewJobs, Slots
 from server.store.database import Database
@@ -157,7 +157,7 @@ def stage_of(number: int, tags: Sequence[str], draw: random.Random) -> StageSpec
 
 
 def _load(database: Database, size: Size, now: float) -> None:
-    slots = Slots(QUEUE, size.queues, OFFER, SLOTS_SHAPE, report_around_job())
+    slots = Slots(QUEUE, size.queues, OFFER, SLOTS_SHAPE, kept_around_job())
     with database.write() as connection:
         task_ids = bulk.task_ids(connection)
         bulk.open_tasks(connection, task_ids, size.units // max(1, len(task_ids)))

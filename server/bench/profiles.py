@@ -35,7 +35,7 @@ from server.bench.programs import (
 from server.bench.report import Report, latencies, milliseconds
 from server.bench.requests import TOKEN_S
 from server.config import ServerConfig
-from server.store import bulk, places
+from server.store import bulk, bulk_load, places
 
 PILOTS_EACH = 256
 """As so many pilots acts each connection of a closed loop."""
@@ -248,6 +248,7 @@ def run_world(run: Bench) -> Report:
     live = max(1, round(PANDA_JOBS * options.scale))
     size = options.size(live=live, idle=idle, history=live)
     server = run.server("world", size, heartbeat_s=1800.0, heartbeat_timeout_s=7200.0)
+    warmed = bulk_load.warm(server.database)
     loads = run.loads(options.load_processes)
     connections = options.connections or 256
     orders = [
@@ -276,7 +277,13 @@ def run_world(run: Bench) -> Report:
         "autovacuums": [vacuums, places.autovacuums(server.database)],
     }
     made.conditions = report.conditions(
-        run.machine, server, connections=connections, seconds=seconds, warm_up_s=warm_up, **sizes_of(size)
+        run.machine,
+        server,
+        connections=connections,
+        seconds=seconds,
+        warm_up_s=warm_up,
+        warmed=warmed,
+        **sizes_of(size),
     )
     return made
 

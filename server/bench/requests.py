@@ -10,6 +10,7 @@ from common.states import JobState
 from common.wire import (
     AcquireRequest,
     CounterInput,
+    HeartbeatRequest,
     JobReport,
     Metrics,
     Offer,
@@ -24,6 +25,7 @@ from server.bench.wire import Destination, head
 from server.config import Knobs
 from server.dispatch import registration
 from server.engine.access import Role
+from server.store.reports import report_text
 
 TOKEN_S = 86400.0
 """Life of the pilots' tokens: with half an hour between heartbeats, a day."""
@@ -79,6 +81,13 @@ def report_around_job() -> tuple[str, str]:
     report = msgspec.json.encode(JobReport(0, JobState.RUNNING)).decode()
     before, after = f'{{"jobs":[{report[:-1]},"metrics":{_metrics().decode()}}}]}}'.split('"job_id":0')
     return before + '"job_id":', after
+
+
+def kept_around_job() -> tuple[str, str]:
+    """The same as the server keeps it."""
+    jobs = msgspec.json.decode("0".join(report_around_job()), type=HeartbeatRequest).jobs
+    before, after = (report_text(jobs) or "").split("0,", 1)
+    return before, "," + after
 
 
 def _metrics() -> bytes:

@@ -21,6 +21,7 @@ from server.store.codes import PilotState
 from server.store.database import Connection
 from server.store.jobs import PilotAndJobs
 from server.store.peeks import PeekRow
+from server.store.reports import report_text
 
 UNLISTED_S = 60.0
 """How old a live job must be to be given up when its pilot does not list it: its claim is answered long since."""
@@ -97,7 +98,7 @@ def _give_up_unlisted(dispatcher: Dispatcher, pilot: PilotAndJobs, request: Hear
 def carry_out(dispatcher: Dispatcher, batch: list[Asked]) -> list[Held]:
     """Write down a batch of heartbeats; jobs that have moved on, which are few, in a transaction of their own."""
     now = dispatcher.now()
-    said = {asked.pilot_id: Beat(now, _report_of(asked.request)) for asked in batch}
+    said = {asked.pilot_id: Beat(now, report_text(asked.request.jobs)) for asked in batch}
     with dispatcher.database.at_once() as connection:
         pilots = beats.write_and_see(connection, said)
     news = [asked for asked in batch if _is_news(asked, pilots.get(asked.pilot_id))]
@@ -107,10 +108,6 @@ def carry_out(dispatcher: Dispatcher, batch: list[Asked]) -> list[Held]:
             for asked in news:
                 written[id(asked)] = _written(connection, asked, pilots[asked.pilot_id], now)
     return [written.get(id(asked)) or Held(pilots.get(asked.pilot_id), {}) for asked in batch]
-
-
-def _report_of(request: HeartbeatRequest) -> str | None:
-    return msgspec.json.encode(request).decode() if request.jobs else None
 
 
 def _is_news(asked: Asked, pilot: PilotAndJobs | None) -> bool:

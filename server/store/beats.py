@@ -21,7 +21,7 @@ MARKER = 0
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """A sign of life; ``report`` and ``offer`` are JSON, None where there is nothing new."""
+    """A sign of life; ``report`` (see :mod:`server.store.reports`) and ``offer`` are JSON, None where there is nothing new."""
 
     time: float
     report: str | None = None
@@ -130,11 +130,6 @@ def kept_since(connection: Connection, now: float) -> float:
 def clamp_future(connection: Connection, now: float) -> None:
     """After the clock was set back: nobody was heard of in the future."""
     connection.execute(update(pilot_beat).where(pilot_beat.c.time > now).values(time=now))
-
-
-def report_of(connection: Connection, pilot_id: int) -> str | None:
-    """What a pilot last reported, as JSON."""
-    return connection.execute(select(pilot_report.c.report).where(pilot_report.c.pilot_id == pilot_id)).scalar()
 
 
 def forget(connection: Connection, pilot_ids: Sequence[int]) -> None:

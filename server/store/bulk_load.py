@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from sqlalchemy import false, func, select, text
+from sqlalchemy.exc import DBAPIError
 
 from server.store.database import Database
 from server.store.schema import bucket, job, pilot, pilot_beat, pilot_report, task, unit, unit_detail, worker
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -64,3 +68,31 @@ def settle(database: Database) -> None:
     with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("VACUUM (ANALYZE)"))
         connection.execute(text("CHECKPOINT"))
+
+
+def warm(database: Database) -> bool:
+    """Have PostgreSQL read what it has in memory once every live pilot has been heard of: their rows, and their jobs'.
+
+    False where that can't be asked for: it takes the extension ``pg_prewarm``, and the right to make it.
+    """
+    if database.is_sqlite:
+        return False
+    try:
+        with database.write() as connection:
+            connection.execute(text("CREATE EXTENSION IF NOT EXISTS pg_prewarm"))
+            schema = connection.execute(_PREWARM_SCHEMA).scalar_one()
+            # The last ones stay, should there be too little memory.
+            for table in (job, pilot, pilot_report, pilot_beat):
+                for name in connection.execute(_RELATIONS, {"table": table.name}).scalars().all():
+                    connection.execute(text(f"SELECT {schema}.pg_prewarm(CAST(:name AS regclass))"), {"name": name})
+    except DBAPIError as error:
+        logger.info("the tables can't be read in beforehand: %s", error.orig)
+        return False
+    return True
+
+
+_PREWARM_SCHEMA = text("SELECT quote_ident(nspname) FROM pg_namespace JOIN pg_extension ON extnamespace = pg_namespace.oid WHERE extname = 'pg_prewarm'")  # fmt: skip
+_RELATIONS = text(
+    "SELECT CAST(CAST(:table AS regclass) AS text) "
+    "UNION ALL SELECT CAST(indexrelid::regclass AS text) FROM pg_index WHERE indrelid = CAST(:table AS regclass)"
+)

@@ -12,12 +12,13 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.sql.elements import ColumnElement
 
 from common.states import FINAL_JOB_STATES, JobState, TaskState, targets
-from common.wire import FinishReply, HeartbeatRequest, JobView, Metrics, OutputRole
+from common.wire import FinishReply, JobView, Metrics, OutputRole
 from server.store import accounting, job_counts
 from server.store.access import Sight
 from server.store.codes import JOB_CODES, JOB_STATES, PUSHED, OutputState, PilotState
 from server.store.job_counts import Move
 from server.store.prepared import Prepared
+from server.store.reports import metrics_in
 from server.store.schema import job, output, pilot, pilot_beat, pilot_report, task
 from server.store.schema_archive import job_archive
 
@@ -380,7 +381,7 @@ def _metrics(final: str | None, report: str | None, job_id: int) -> dict[str, An
         found: dict[str, Any] = msgspec.json.decode(final)
         return found
     if report:
-        for each in msgspec.json.decode(report, type=HeartbeatRequest).jobs:
-            if each.job_id == job_id and each.metrics is not None:
-                return msgspec.to_builtins(each.metrics)  # type: ignore[no-any-return]
+        told = metrics_in(report, job_id)
+        if told is not None:
+            return msgspec.to_builtins(told)  # type: ignore[no-any-return]
     return {}
