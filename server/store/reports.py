@@ -26,6 +26,8 @@ def report_text(reports: Sequence[JobReport]) -> str | None:
 
 def metrics_in(text: str, job_id: int) -> Metrics | None:
     """What such a text says of a job."""
+    if not text.startswith("["):
+        return None  # with names, of an earlier server: it is told anew with the next heartbeat
     for number, values in _DECODER.decode(text):
         if number == job_id:
             # A server of a later version may have written more than is known here.

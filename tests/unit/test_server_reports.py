@@ -36,6 +36,7 @@ def test_what_a_server_of_another_version_kept_can_be_read() -> None:
     assert metrics_in("[[7,[3.5,2.0]]]", 7) == Metrics(wall_s=3.5, cpu_s=2.0)
     longer = msgspec.json.encode([[7, [*msgspec.structs.astuple(Metrics(wall_s=3.5)), "new", [1]]]]).decode()
     assert metrics_in(longer, 7) == Metrics(wall_s=3.5)
+    assert metrics_in('{"jobs":[{"job_id":7,"state":"running","metrics":{"wall_s":3.5}}]}', 7) is None
 
 
 def test_it_is_short() -> None:

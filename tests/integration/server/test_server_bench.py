@@ -84,6 +84,7 @@ def test_world(tmp_path: Path, place: list[str]) -> None:
     assert found["backlog_grows"] in (False, True)
     assert found["conditions"]["live_jobs"] == 30_000
     assert found["conditions"]["history"] == 100
+    assert found["conditions"]["warmed"] is bool(place), "only PostgreSQL reads rows in for it"
 
 
 def test_world_over_tls(tmp_path: Path) -> None:
