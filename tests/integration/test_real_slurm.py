@@ -21,7 +21,7 @@ import tomllib
 
 from common.clock import FrozenClock, SystemClock
 from common.config import ConfigError
-from common.states import WorkerState
+from common.states import FINAL_WORKER_STATES, WorkerState
 from common.wire import Shape
 from harvester.backends import slurm_arrays
 from harvester.backends.base import BackendError, Observation, StatusOutcome, SubmitResult, WorkerRef, WorkerSpec
@@ -117,7 +117,7 @@ def test_requeued_worker_waits_and_runs_again(rig: SlurmRig) -> None:
         """
         nonlocal brought_forward
         state = rig.backend.status([ref])[ref.mark].state
-        assert state in (W.HELD, W.SUBMITTED, W.RUNNING)
+        assert state not in FINAL_WORKER_STATES
         with suppress(ServiceFailed):  # it has started meanwhile
             if state is W.HELD:
                 rig.cluster.call("scontrol", "release", ref.batch_id)
