@@ -17,6 +17,8 @@ from server.bench.wire import Broken, Connection, context_of, wait_until
 
 PATIENCE_S = 30.0
 """How long after the last moment to wait for what is still unanswered."""
+IDLE_S = 20.0
+"""A connection that has been idle for longer is left, as clients do: the server may be about to close it."""
 SAMPLE_S = 0.1
 LIFE = -1
 
@@ -46,6 +48,8 @@ class OpenLoop:
         self._lives = 0
         self._connections: dict[int, Connection] = {}
         self._free: list[Connection] = []
+        self._used: dict[int, float] = {}
+        """When each connection became free."""
         self._poll = select.epoll()
         for _ in range(order.connections):
             self._open()
@@ -53,7 +57,7 @@ class OpenLoop:
     def _open(self) -> None:
         connection = Connection(self._order.target, self._context)
         self._connections[connection.fd] = connection
-        self._free.append(connection)
+        self._release(connection)
         self._poll.register(connection.fd, select.EPOLLIN)
 
     def run(self, go: Go) -> Result:
@@ -90,6 +94,9 @@ class OpenLoop:
         due, what = self._times[position], self._what[position]
         measured = due >= self._order.warm_up_s
         connection = self._free.pop()
+        if time.monotonic() - self._used[connection.fd] > IDLE_S:
+            self._replace(connection)
+            connection = self._free.pop()
         if what == LIFE:
             connection.work = life = Life(self._idle_tokens[self._lives % len(self._idle_tokens)], due, measured)
             self._lives += 1
@@ -112,7 +119,10 @@ class OpenLoop:
             self._free.remove(connection)
         else:
             book.error(f"{type(connection.work).__name__}: {error}")
-        del self._connections[connection.fd]
+        self._replace(connection)
+
+    def _replace(self, connection: Connection) -> None:
+        del self._connections[connection.fd], self._used[connection.fd]
         connection.close()
         self._open()
 
@@ -138,6 +148,7 @@ class OpenLoop:
 
     def _release(self, connection: Connection) -> None:
         connection.work = None
+        self._used[connection.fd] = time.monotonic()
         self._free.append(connection)
 
     @staticmethod
