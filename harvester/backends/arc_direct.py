@@ -7,7 +7,6 @@ to it. Where the CE speaks version 1.0 of the interface only, queue and delegati
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -18,7 +17,7 @@ from common.endpoint import certificate_authorities
 from common.wire.direct import Language
 from harvester.backends.arc import UNREADABLE, ArcBackend
 from harvester.backends.arc_delegation import Delegation
-from harvester.backends.arc_jobs import LOOK_AGAIN_S, LOOKS
+from harvester.backends.arc_jobs import looks
 from harvester.backends.arc_options import ArcOptions
 from harvester.backends.arc_rest import Action, ArcFault, ArcRest, Credential
 from harvester.backends.arc_states import WAITS_FOR_INPUT, ArcState, state_of
@@ -121,13 +120,10 @@ class ArcDirect:
         Raises BackendError: not all of the person's jobs could be looked at, so that absence means nothing.
         """
         found: dict[str, str] = {}
-        for look in range(LOOKS):
+        for _ in looks():
             found.update({mark: job for job, mark in sorted(self._all_marks().items())})
             if found.keys() >= set(marks):
                 break
-            if look + 1 < LOOKS:
-                # A CE doesn't see a job in the moment in which it rewrites what it knows of it.
-                threading.Event().wait(LOOK_AGAIN_S)
         return {mark: WorkerRef(mark, found[mark]) for mark in marks if mark in found}
 
     def _all_marks(self) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from common.states import FINAL_WORKER_STATES
@@ -19,6 +19,14 @@ log = logging.getLogger(__name__)
 SENT, ABANDONED = "sent", "abandoned"
 LOOKS, LOOK_AGAIN_S = 3, 0.3
 """How often, and how far apart, our jobs are looked at for one that should be among them."""
+
+
+def looks() -> Iterator[None]:
+    """A moment apart, as often as is worth it: a CE doesn't see a job in the moment in which it rewrites what it knows of it."""
+    for number in range(LOOKS):
+        if number:
+            threading.Event().wait(LOOK_AGAIN_S)
+        yield
 
 
 @dataclass(frozen=True)
@@ -54,16 +62,13 @@ class Jobs:
         """
         wanted, sent = set(marks), {mark for mark in marks if self.was_sent(mark)}
         named: dict[str, set[str]] = {}
-        for look in range(LOOKS):
+        for _ in looks():
             # A list by states would leave out jobs in states that aren't known here.
             for job, name in self._names_of(list(self._rest.list_jobs()), wanted).items():
                 if name in wanted:
                     named.setdefault(name, set()).add(job)
             if sent <= named.keys():
                 break
-            if look + 1 < LOOKS:
-                # A CE doesn't see a job in the moment in which it rewrites what it knows of it.
-                threading.Event().wait(LOOK_AGAIN_S)
         states = self._states(job for jobs in named.values() for job in jobs)
         found = {}
         for mark, jobs in named.items():

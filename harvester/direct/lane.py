@@ -104,8 +104,8 @@ class DirectLane:
             person = self._person(proxy_id, runs, done)
             if person is None:
                 continue
-            # As the look begins: what came to the CE while it lasted may not be in it.
             marks = [run.mark for run in runs]
+            # As the look begins: what came to the CE while it lasted may not be in it.
             settled = self._ends.settled(marks, person.settle_s)
             try:
                 found = person.find(marks)

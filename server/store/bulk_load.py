@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from sqlalchemy import false, func, select, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import NotSupportedError, ProgrammingError
 
 from server.store.database import Database
 from server.store.schema import bucket, job, pilot, pilot_beat, pilot_report, task, unit, unit_detail, worker
@@ -85,7 +85,7 @@ def warm(database: Database) -> bool:
             for table in (job, pilot, pilot_report, pilot_beat):
                 for name in connection.execute(_RELATIONS, {"table": table.name}).scalars().all():
                     connection.execute(text(f"SELECT {schema}.pg_prewarm(CAST(:name AS regclass))"), {"name": name})
-    except DBAPIError as error:
+    except (NotSupportedError, ProgrammingError) as error:
         logger.info("the tables can't be read in beforehand: %s", error.orig)
         return False
     return True

@@ -21,6 +21,8 @@ from common.wire import Shape
 from harvester.backends import arc_states
 from harvester.backends.arc import ArcBackend
 from harvester.backends.arc_delegation import _asked_key
+from harvester.backends.arc_direct import ArcDirect
+from harvester.backends.arc_jobs import LOOKS
 from harvester.backends.arc_options import describe, in_bulk
 from harvester.backends.arc_rest import Action, ArcFault, ArcRest, ArcUnreachable
 from harvester.backends.arc_states import STATES, ArcState, ended_as, exit_code_of, merged, reason_of, state_of
@@ -433,3 +435,26 @@ def test_a_mark_that_was_never_sent_is_not_looked_for_twice(tmp_path: Path) -> N
     responses.get(f"{CE}/rest/1.1/jobs", json={"job": []})
     assert backend(tmp_path).find_by_marks([MARK]) == {}
     assert len(responses.calls) == 2
+
+
+class _Forgetful:
+    """A CE that does not list a job in the moment in which it is first asked."""
+
+    def __init__(self) -> None:
+        self.url = "https://ce/arex"
+        self.asked = 0
+
+    def list_jobs(self) -> dict[str, str]:
+        self.asked += 1
+        return {"job1": ""} if self.asked > 1 else {}
+
+    def read(self, job: str, *path: str) -> bytes:
+        return b"&(* pilotage mark-0001 *)(executable=x)"
+
+
+def test_a_job_that_the_ce_omits_for_a_moment_is_found_all_the_same() -> None:
+    ce: Any = _Forgetful()
+    nobody: Any = None
+    direct = ArcDirect(ce, nobody, nobody, 2)
+    assert direct.find(["mark-0001"]) == {"mark-0001": WorkerRef("mark-0001", "job1")}
+    assert direct.find(["mark-0002"]) == {} and ce.asked == 2 + LOOKS
