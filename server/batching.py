@@ -22,6 +22,13 @@ CONTENT = 16
 """After so many batches that got the company they waited for, the next waits for one more."""
 
 
+class Again:
+    """The reply of work to what is to be carried out with the next batch."""
+
+
+AGAIN = Again()
+
+
 def _held_lock() -> threading.Lock:
     lock = threading.Lock()
     lock.acquire()
@@ -58,7 +65,8 @@ class Batcher(Generic[Q, R]):
     def do(self, request: Q, work: Callable[[list[Q]], list[R]]) -> R:
         """The reply to a request, once its batch is through.
 
-        ``work``, the same for all, takes a list of requests and gives a reply for each.
+        ``work``, the same for all, takes a list of requests and gives a reply for each; or :data:`AGAIN`, and the request
+        is the next batch's, too.
 
         Raises:
             Exception: what ``work`` raised for the batch.
@@ -76,8 +84,10 @@ class Batcher(Generic[Q, R]):
         if not leads:
             # Also when it was appointed just now: its turn is released for that, and must be taken before the next time.
             item.turn.acquire()
-        if item.leads:
+        while item.leads:
+            item.leads = False
             self._lead(work)
+            item.turn.acquire()
         if item.error is not None:
             raise item.error
         assert item.reply is not None
@@ -89,10 +99,16 @@ class Batcher(Generic[Q, R]):
     def _lead(self, work: Callable[[list[Q]], list[R]]) -> None:
         """Carry out one batch, then hand over to whoever waits longest."""
         batch = self._gather()
+        again: list[_Item[Q, R]] = []
         try:
             _carry_out(batch, work)
+            again = [item for item in batch if item.reply is AGAIN]
         finally:
+            settled = [item for item in batch if item.reply is not AGAIN]
+            for item in again:
+                item.reply = None
             with self._mutex:
+                self._waiting[:0] = again
                 following = self._waiting[0] if self._waiting and not self._gathering else None
                 if following is not None:
                     self._appoint(following)
@@ -100,7 +116,7 @@ class Batcher(Generic[Q, R]):
                     self._leading -= 1
             if following is not None:
                 following.turn.release()
-            for item in batch:
+            for item in settled:
                 item.turn.release()
 
     def _gather(self) -> list[_Item[Q, R]]:

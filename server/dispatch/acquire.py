@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import msgspec
-
 from common.wire import (
     AcquireReply,
     AcquireRequest,
@@ -16,30 +14,25 @@ from common.wire import (
     UnitsAcquireRequest,
 )
 from server.config import Knobs
-from server.dispatch import heartbeat
+from server.dispatch import claim_together, heartbeat
 from server.dispatch.assign import assigned_unit, assignment, facts_of, read_directly
+from server.dispatch.claim import AHEAD, MAX_UNITS, Found, claim_one, slot_of
+from server.dispatch.claim_together import Got, Wish
 from server.dispatch.context import Dispatcher, Look
 from server.dispatch.errors import Conflict, Gone, NotFound, Unauthenticated
 from server.dispatch.preassigned import described, hand_out, leaves
-from server.engine.matching import Candidate, Match, Slot, effective_offer, gpu_fits
-from server.engine.reservations import whole_slot
-from server.engine.sizing import Bounds, SlotSize, job_bounds, without_input
-from server.store import claims, jobs, measurements, pilots, units
-from server.store.claims import Asked, Claimant, ClaimedJob, ClaimTerms
+from server.engine.matching import Candidate, Slot, gpu_fits
+from server.engine.sizing import Bounds
+from server.store import claims, jobs, pilots, units
+from server.store.claims import ClaimTerms
 from server.store.codes import PilotState
 from server.store.database import Connection, IntegrityError
 from server.store.jobs import JobFacts
 from server.store.pilots import PilotRow
 
-MAX_UNITS = 10_000
-"""Units of one claim at the most, whatever the task says: a message lists them all."""
 FOREIGN_CHANGE_S = 0.5
 """How often a waiting request looks for what other processes changed."""
 MIN_RETRY_S = 0.5
-AT_ONCE = 4
-"""Buckets that are picked at once, to be tried one after another, when the best had no unit."""
-EMPTY_S = 1.0
-"""How long a bucket in which nothing more was found is left alone by this process: some may have been locked."""
 
 
 def acquire(dispatcher: Dispatcher, pilot_id: int, request: AcquireRequest) -> AcquireReply:
@@ -124,16 +117,9 @@ def _try(dispatcher: Dispatcher, pilot: PilotRow, request: AcquireRequest) -> Ac
             return given
     if look.world.pilots_leave(queue) or leaves(queue):
         return AcquireReply(drain=True)
-    slot = _slot_of(dispatcher, look, pilot, queue, request.offer)
     started = dispatcher.clock.monotonic()
     try:
-        if request.ahead:
-            found, refusals = _claim_ahead(dispatcher, look, pilot, slot, request)
-        elif request.max_jobs == 1:
-            found, refusals = claim_one(dispatcher, look, pilot, slot, (request.request_id, 0), None)
-        else:
-            with dispatcher.database.write() as connection:
-                found, refusals = _claim_several(dispatcher, connection, look, pilot, slot, request)
+        got = _claim(dispatcher, look, pilot, queue, request)
     except IntegrityError:
         # The same request was served at the same moment, or before.
         with dispatcher.database.read() as connection:
@@ -141,67 +127,64 @@ def _try(dispatcher: Dispatcher, pilot: PilotRow, request: AcquireRequest) -> Ac
         return _again(dispatcher, pilot, earlier)
     finally:
         dispatcher.watch.claim(dispatcher.clock.monotonic() - started)
-    for job, _ in found:
+    for job, _ in got.found:
         dispatcher.jobs.put(job.job_id, JobFacts(job.task_id, job.bucket_id, pilot.id, queue.name, queue.site))
-    if not found and request.ahead:
-        return AcquireReply(refusals=refusals)
-    if not found:
+    if not got.found and request.ahead:
+        return AcquireReply(refusals=got.refusals)
+    if not got.found:
         rate = look.knobs.idle_requests_per_s / look.processes
         wait_s = dispatcher.idle.wait_of(pilot.id, pilot.queue, rate, dispatcher.clock.monotonic())
-        return AcquireReply(refusals=refusals, retry_after_s=wait_s)
+        return AcquireReply(refusals=got.refusals, retry_after_s=wait_s)
+    if got.assignment is not None:
+        return AcquireReply(jobs=[got.assignment])
     return AcquireReply(
         jobs=[
             assignment(dispatcher, look, queue.site, job, facts_of(of.traits), of.memory_mb, of.wall_s, queue)
-            for job, of in found
+            for job, of in got.found
         ]
     )
 
 
-def _slot_of(dispatcher: Dispatcher, look: Look, pilot: PilotRow, queue: QueueSpec, offer: Offer) -> Slot:
-    """What a pilot offers, cut to what its records allow, to the next downtime, and to what it is reserved for."""
-    now = dispatcher.now()
-    slot = Slot(queue, effective_offer(offer, queue, pilot.shape), pilot.host).before_downtime(look.world, now)
-    if min(pilot.shape.cores, queue.cores or pilot.shape.cores) <= slot.offer.cores or not look.knobs.reserve_s:
-        dispatcher.reservations.drop(pilot.id)
-        return slot
-    buckets = dispatcher.looks.buckets()
-    if buckets.most_cores <= slot.offer.cores:
-        return slot
-    whole = whole_slot(slot, pilot.shape)
-    with dispatcher.looks.mutex:
-        first, _ = buckets.find(whole, look.moment(now), look.share_use, 1)
-    wanted = first[0].candidate if first else None
-    return dispatcher.reservations.cut(pilot.id, slot, wanted, look.knobs.reserve_s, now)
+def _claim(dispatcher: Dispatcher, look: Look, pilot: PilotRow, queue: QueueSpec, request: AcquireRequest) -> Got:
+    if request.max_jobs > 1 and not request.ahead:
+        slot = slot_of(dispatcher, look, pilot, queue, request.offer)
+        with dispatcher.database.write() as connection:
+            return Got(*_claim_several(dispatcher, connection, look, pilot, slot, request))
+    task_id = None
+    if request.ahead:
+        task_id, refusals = _ahead(dispatcher, look, pilot, queue, request)
+        if task_id is None:
+            return Got([], refusals)
+    if not dispatcher.database.is_sqlite:
+        got = claim_together.claim(dispatcher, Wish(pilot, queue, request, task_id))
+        if got is not None:
+            return got
+    slot = slot_of(dispatcher, look, pilot, queue, request.offer)
+    return Got(*claim_one(dispatcher, look, pilot, slot, (request.request_id, 0), None))
 
 
-AHEAD = "ahead"
-"""The name of the filter of claims ahead of time."""
+def _ahead(
+    dispatcher: Dispatcher, look: Look, pilot: PilotRow, queue: QueueSpec, request: AcquireRequest
+) -> tuple[int | None, list[Refusal]]:
+    """The task that a job which begins later may be of: the first in turn, if others who could begin now have enough.
 
-
-def _claim_ahead(
-    dispatcher: Dispatcher, look: Look, pilot: PilotRow, slot: Slot, request: AcquireRequest
-) -> tuple[Found, list[Refusal]]:
-    """A job that begins later: from the first bucket in turn, and only if others who could begin now have enough.
-
-    Its task must have more ready units than slots that run it, as each of those may ask next, and pilots of the queue
-    that wait for work. So the last units of a task go to whoever is free first.
+    It must have more ready units than slots that run it, as each of those may ask next, and pilots of the queue that wait
+    for work. So the last units of a task go to whoever is free first.
     """
+    slot = slot_of(dispatcher, look, pilot, queue, request.offer)
     buckets = dispatcher.looks.buckets()
     with dispatcher.looks.mutex:
         matches, refusals = buckets.find(slot, look.moment(dispatcher.now()), look.share_use, 1)
     if not matches:
-        return [], refusals
+        return None, refusals
     candidate = matches[0].candidate
     task_id = candidate.traits.task_id
     tail = dispatcher.tails.of(task_id)
     waiting = dispatcher.idle.by_queue(dispatcher.clock.monotonic()).get(pilot.queue, 0) * look.processes
     if candidate.traits.scouting is not None or tail.ready <= tail.busy + waiting:
         detail = f"{tail.ready} units are ready, and {tail.busy + waiting} slots may begin one now"
-        return [], [Refusal(task_id, candidate.bucket_id, AHEAD, detail)]
-    return claim_one(dispatcher, look, pilot, slot, (request.request_id, 0), None)
-
-
-Found = list[tuple[ClaimedJob, Candidate]]
+        return None, [Refusal(task_id, candidate.bucket_id, AHEAD, detail)]
+    return task_id, []
 
 
 def _claim_several(
@@ -221,89 +204,6 @@ def _claim_several(
             break
         slot = replace(slot, offer=rest)
     return found, told
-
-
-def claim_one(
-    dispatcher: Dispatcher,
-    look: Look,
-    pilot: PilotRow,
-    slot: Slot,
-    request: tuple[str, int],
-    connection: Connection | None,
-    without: frozenset[int] = frozenset(),
-) -> tuple[Found, list[Refusal]]:
-    """One job from the first bucket that has units for it; in a transaction of its own unless one is given.
-
-    Nothing is taken from the buckets ``without``.
-    """
-    tried = set(without)
-    buckets = dispatcher.looks.buckets()
-    moment = look.moment(dispatcher.now())
-    while True:
-        with dispatcher.looks.mutex:
-            matches, refusals = buckets.find(slot, moment, look.share_use, AT_ONCE if tried else 1, frozenset(tried))
-        if not matches:
-            return [], refusals
-        for match in matches:
-            candidate = match.candidate
-            asked = _asked(dispatcher, look, pilot, slot, match, request)
-            scouting = candidate.traits.scouting is not None
-            if connection is not None:
-                job = _claim_in(dispatcher, connection, asked, scouting, look)
-            elif scouting:
-                with dispatcher.database.write() as own:
-                    job = _claim_in(dispatcher, own, asked, scouting, look)
-            else:
-                job = dispatcher.claims.claim(asked)
-            if job is not None:
-                with dispatcher.looks.mutex:
-                    look.share_use.claim(candidate.traits.share, candidate.traits.requirements.cores)
-                    if job.emptied:
-                        buckets.set_aside(candidate.bucket_id, dispatcher.clock.monotonic() + EMPTY_S)
-                return [(job, candidate)], []
-            tried.add(candidate.bucket_id)
-            with dispatcher.looks.mutex:
-                buckets.set_aside(candidate.bucket_id, dispatcher.clock.monotonic() + EMPTY_S)
-
-
-def _asked(
-    dispatcher: Dispatcher, look: Look, pilot: PilotRow, slot: Slot, match: Match, request: tuple[str, int]
-) -> Asked:
-    candidate = match.candidate
-    detail = {"queue": slot.queue.name, "pilot": pilot.id, "host": pilot.host}
-    told = "," + msgspec.json.encode(detail).decode()[1:]
-    claimant = Claimant(pilot.id, slot.queue.name, slot.queue.site, pilot.host, told)
-    terms = terms_of(candidate, slot, look.knobs, match.direct)
-    return Asked(terms, claimant, *request, candidate.traits.requirements.cores, dispatcher.now())
-
-
-def _claim_in(
-    dispatcher: Dispatcher, connection: Connection, asked: Asked, scouting: bool, look: Look
-) -> ClaimedJob | None:
-    """Claim inside a transaction; a scout job only while there are fewer than there may be."""
-    task_id = asked.terms.task_id
-    if scouting and not measurements.take_scout(connection, task_id, look.knobs.scout_count):
-        return None
-    job = claims.claim_job(connection, asked, dispatcher.floors)
-    if job is None and scouting:
-        measurements.give_back_scout(connection, task_id)
-    return job
-
-
-def terms_of(candidate: Candidate, slot: Slot, knobs: Knobs, direct: bool = False) -> ClaimTerms:
-    """What may be claimed from a bucket by a slot. Input that is read ``direct`` takes no disk."""
-    traits, offer, queue = candidate.traits, slot.offer, slot.queue
-    size = SlotSize(offer.disk_mb, float(offer.wall_s), queue.core_power, queue.cpu_efficiency)
-    bounds = job_bounds(traits.spec, traits.measured, size, knobs)
-    merge = traits.spec.merge
-    limit = min(merge.max_files if merge else bounds.limit, MAX_UNITS)
-    aim_mb = merge.target_mb or None if merge else bounds.aim_mb
-    if direct:
-        bounds = without_input(bounds)
-    min_units = min(traits.min_units, MAX_UNITS)
-    if (limit, min_units, aim_mb) != (bounds.limit, bounds.min_units, bounds.aim_mb):
-        bounds = replace(bounds, limit=limit, min_units=min_units, aim_mb=aim_mb)
-    return ClaimTerms(candidate.bucket_id, traits.task_id, queue.name, bounds, traits.probe)
 
 
 def remaining(offer: Offer, candidate: Candidate) -> Offer | None:

@@ -23,7 +23,7 @@ from server.engine.reservations import Reservations
 from server.metrics.watch import Watch
 from server.plugins import Plugins
 from server.store.beats import Beat
-from server.store.claims import Floors, Together
+from server.store.claims import Floors
 from server.store.database import Connection, Database
 from server.store.workflows import TaskRow
 
@@ -61,7 +61,7 @@ class Dispatcher:
         self.heard: dict[int, Beat] = {}
         """Signs of life that go with the next batch; since when they were last written."""
         self.heard_written = float("-inf")
-        self.claims = Together(self.database, self.floors)
+        self.claims: Batcher[Any, Any] = Batcher(linger_s=0.004)
         self.heartbeats: Batcher[Any, Any] = Batcher(leaders=2)
         self.commits: Batcher[Any, Any] = Batcher(linger_s=0.002)
         self.files: Batcher[Any, Any] = Batcher(linger_s=0.002)

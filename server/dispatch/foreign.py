@@ -30,9 +30,9 @@ from common.wire import (
     WorkerReport,
 )
 from server.dispatch import commit, registration
-from server.dispatch.acquire import claim_one
 from server.dispatch.assign import TaskFacts, assignment, facts_of
 from server.dispatch.books import dataset_names
+from server.dispatch.claim import claim_one
 from server.dispatch.context import Dispatcher, Look
 from server.dispatch.errors import NotFound, Refused, Unprocessable
 from server.dispatch.facts import task_facts

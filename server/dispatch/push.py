@@ -24,7 +24,7 @@ from common.wire import (
     WorkersAcquireReply,
     WorkersAcquireRequest,
 )
-from server.dispatch.acquire import claim_one
+from server.dispatch.claim import claim_one
 from server.dispatch.context import Dispatcher, Look
 from server.dispatch.preassigned import MB, described
 from server.engine.matching import Candidate, Slot

@@ -27,6 +27,8 @@ from sqlalchemy import (
     func,
     insert,
     literal_column,
+    not_,
+    null,
     or_,
     select,
     true,
@@ -43,6 +45,8 @@ from server.store.schema import event, job, job_delta, pilot, queue, task, unit,
 
 MOST = 32
 """Claims of one statement; also what the planner expects of it."""
+LEFT_AT_MOST = 8
+"""So far are the units counted that are still ready."""
 
 _SENT: Any = literal_column(str(JOB_CODES[JobState.SENT]))
 _READY: Any = literal_column(str(UNIT_READY))
@@ -119,8 +123,8 @@ def _asked() -> CTE:
     )
 
 
-def _chosen(asked: CTE) -> CTE:
-    """The unit of each. One that became free amid the statement might be found twice, and is given once."""
+def _looked_at(asked: CTE) -> CTE:
+    """The unit of each, and whether it ``fits``."""
     found = (
         select(unit.c.id, unit.c.seq, unit.c.size_mb, func.greatest(_ONE, unit.c.events).label("events"))
         .where(unit.c.bucket_id == asked.c.bucket_id, unit.c.state == _READY, unit.c.seq >= asked.c.floor)
@@ -136,29 +140,40 @@ def _chosen(asked: CTE) -> CTE:
         or_(asked.c.disk_mb.is_(None), found.c.size_mb + func.greatest(asked.c.spare_mb, produced) <= asked.c.disk_mb),
         or_(asked.c.max_events.is_(None), found.c.events <= asked.c.max_events),
     )
-    # The floor is a hint only: before a bucket is taken for empty, what lies below is looked at, too.
-    more = func.coalesce(
-        _ready_unit(asked, lambda seq: seq > found.c.seq), _ready_unit(asked, lambda seq: seq < found.c.seq)
-    )
     return (
-        select(asked, found.c.id.label("unit_id"), found.c.seq, more.label("more"))
+        select(asked, found.c.id.label("unit_id"), found.c.seq, fits.label("fits"))
         .select_from(asked.join(found, true()))
-        .where(fits)
-        .ext(postgresql.distinct_on(found.c.id))
+        .cte("looked_at")
+        .prefix_with("MATERIALIZED")
+    )
+
+
+def _chosen(looked_at: CTE) -> CTE:
+    """Those that fit. A unit that became free amid the statement might be found twice, and is given once."""
+    above = _ready_units(looked_at, lambda seq: seq > looked_at.c.seq, LEFT_AT_MOST)
+    # The floor is a hint only: before a bucket is taken for empty, what lies below is looked at, too.
+    below = _ready_units(looked_at, lambda seq: seq < looked_at.c.floor, 1)
+    left = func.coalesce(func.nullif(above, literal_column("0")), below)
+    return (
+        select(looked_at, left.label("left_over"))
+        .where(looked_at.c.fits)
+        .ext(postgresql.distinct_on(looked_at.c.unit_id))
         .cte("chosen")
         .prefix_with("MATERIALIZED")
     )
 
 
-def _ready_unit(asked: CTE, where: Callable[[Any], Any]) -> Any:
+def _ready_units(looked_at: CTE, where: Callable[[Any], Any], most: int) -> Any:
+    """How many ready units of the same bucket lie there, counted up to ``most``."""
     other = unit.alias()
-    return (
-        select(true())
-        .where(other.c.bucket_id == asked.c.bucket_id, other.c.state == _READY, where(other.c.seq))
-        .limit(_ONE)
-        .correlate_except(other)
-        .scalar_subquery()
+    some = (
+        select(_ONE.label("one"))
+        .where(other.c.bucket_id == looked_at.c.bucket_id, other.c.state == _READY, where(other.c.seq))
+        .limit(literal_column(str(most)))
+        .correlate(looked_at)
+        .subquery("some")
     )
+    return select(func.count()).select_from(some).scalar_subquery()
 
 
 _JOB_COLUMNS = (
@@ -217,13 +232,14 @@ def _told(taken: CTE) -> CTE:
 
 
 def _statement() -> Any:
-    taken = _made(_chosen(_asked()))
+    looked_at = _looked_at(_asked())
+    taken = _made(_chosen(looked_at))
     moved = update(unit).where(unit.c.id == taken.c.unit_id).values(state=_RESERVED, job_id=taken.c.job_id).cte("moved")
-    return (
-        select(taken.c.n.label("line"), taken.c.job_id, taken.c.more, taken.c.unit_id, taken.c.seq, *DETAIL_COLUMNS)
-        .select_from(taken.join(unit_detail, unit_detail.c.unit_id == taken.c.unit_id))
-        .add_cte(moved, *_counted(taken), _told(taken))
-    )
+    got = select(
+        taken.c.n, taken.c.job_id, taken.c.left_over, taken.c.unit_id, taken.c.seq, *DETAIL_COLUMNS
+    ).select_from(taken.join(unit_detail, unit_detail.c.unit_id == taken.c.unit_id))
+    too_large = select(looked_at.c.n, *(null() for _ in range(4 + len(DETAIL_COLUMNS)))).where(not_(looked_at.c.fits))
+    return union_all(got, too_large).add_cte(moved, *_counted(taken), _told(taken))
 
 
 _CLAIM = Prepared(_statement())
@@ -232,8 +248,9 @@ _CLAIM = Prepared(_statement())
 def claim(connection: Connection, asked: Sequence[tuple[Asked, int]]) -> list[Any]:
     """For each of the claims, at most :data:`MOST`, with the seq to look from: the row of its job and unit, or None.
 
-    A row is (line, job id, whether its bucket has more, unit id, seq, the unit's detail). To be called where the statement
-    is a transaction by itself, or in one that is about to end.
+    A row is (line, job id, units that are still ready in its bucket up to :data:`LEFT_AT_MOST`, unit id, seq, the unit's
+    detail), all None after the line if the unit does not fit. To be called where the statement is a transaction by itself,
+    or in one that is about to end.
     """
     before: Counter[int] = Counter()
     lines = []

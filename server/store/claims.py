@@ -5,17 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import msgspec
 from sqlalchemy import Connection, bindparam, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from server.batching import Batcher
-from server.engine.sizing import Bounds, rows_to_look_at
+from server.engine.sizing import rows_to_look_at
 from server.store import claim_postgres, claim_singles, claim_sqlite
 from server.store.claim_terms import Asked, Claimant, ClaimTerms, TakenUnit, taken_unit
-from server.store.database import Database
 from server.store.prepared import Prepared
 from server.store.schema import job, replay
 
@@ -26,17 +25,18 @@ __all__ = [
     "ClaimedJob",
     "Floors",
     "TakenUnit",
-    "Together",
+    "Missed",
     "claim_job",
-    "claim_jobs",
+    "claim_together",
+    "is_single",
     "claim_more",
     "remember",
     "replayed",
     "request_of",
 ]
 
-LINGER_S = 0.004
-"""How long claims wait for one another at the most, where several come."""
+MOST_TOGETHER = claim_singles.MOST
+LEFT_AT_MOST = claim_singles.LEFT_AT_MOST
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class Floors:
     def __init__(self) -> None:
         self._mutex = threading.Lock()
         self._seq: dict[int, int] = {}
+        self._left: dict[int, int] = {}
 
     def get(self, bucket_id: int) -> int:
         """The least seq to look from."""
@@ -80,39 +81,69 @@ class Floors:
         with self._mutex:
             for bucket_id in bucket_ids:
                 self._seq.pop(bucket_id, None)
+                self._left.pop(bucket_id, None)
+
+    def left(self, bucket_id: int) -> int | None:
+        """How many units were still ready at the last claim, if few."""
+        return self._left.get(bucket_id)
+
+    def note_left(self, bucket_id: int, left: int | None) -> None:
+        """A claim saw how many were still ready; None if many, and zero, which a look may prove wrong, is not kept."""
+        with self._mutex:
+            if left:
+                self._left[bucket_id] = left
+            else:
+                self._left.pop(bucket_id, None)
 
 
-class Together:
-    """Claims of several threads, carried out together: a batch of them costs little more than one."""
+class Missed(Enum):
+    """Why a claim among others got nothing."""
 
-    def __init__(self, database: Database, floors: Floors) -> None:
-        self._database = database
-        self._floors = floors
-        self._batcher: Batcher[Asked, _Got] = Batcher(linger_s=LINGER_S)
-
-    def claim(self, asked: Asked) -> ClaimedJob | None:
-        """A job, durable when this returns, or None if there is no unit for it.
-
-        Raises:
-            IntegrityError: this request got this job already.
-            DatabaseUnavailable: no connection could be had, or it broke.
-        """
-        if self._database.is_sqlite:
-            return self._database.together(lambda connection: claim_job(connection, asked, self._floors))
-        return self._batcher.do(asked, self._carry_out).job
-
-    def _carry_out(self, batch: list[Asked]) -> list[_Got]:
-        found: list[_Got] = []
-        for start in range(0, len(batch), claim_singles.MOST):
-            with self._database.at_once() as connection:
-                part = claim_jobs(connection, batch[start : start + claim_singles.MOST], self._floors)
-            found += [_Got(job) for job in part]
-        return found
+    EMPTY = "no unit is left for it, or its task, queue or pilot may not"
+    BELOW = "none from where the first one was thought to be: look from the beginning"
+    TOO_LARGE = "the first unit does not fit; one behind it may"
 
 
-@dataclass(frozen=True, slots=True)
-class _Got:
-    job: ClaimedJob | None
+def is_single(asked: Asked) -> bool:
+    """Whether a claim can be made together with others: it is for one unit."""
+    return rows_to_look_at(asked.terms.bounds) == 1
+
+
+def claim_together(connection: Connection, batch: Sequence[Asked], floors: Floors) -> list[ClaimedJob | Missed]:
+    """Claim a single unit for each of at most :data:`MOST_TOGETHER`, and make their jobs; on PostgreSQL only.
+
+    One statement, which must be a transaction by itself or the last one of it.
+
+    Raises:
+        IntegrityError: one of the requests got its job already; nothing was done for the others.
+    """
+    starts = [floors.get(each.terms.bucket_id) for each in batch]
+    rows = claim_singles.claim(connection, list(zip(batch, starts, strict=True)))
+    found: list[ClaimedJob | Missed] = []
+    given: set[int] = set()
+    for asked, floor, row in zip(batch, starts, rows, strict=True):
+        bucket_id = asked.terms.bucket_id
+        if row is None:
+            found.append(_nothing(floors, bucket_id, floor, bucket_id in given))
+        elif row[1] is None:
+            found.append(Missed.TOO_LARGE)
+        else:
+            job_id, left, first_seq = row[1], row[2], row[4]
+            found.append(ClaimedJob(job_id, asked.terms.task_id, bucket_id, [taken_unit(row[1:])], emptied=not left))
+            floors.note_left(bucket_id, left if left < LEFT_AT_MOST else None)
+            if bucket_id not in given:
+                # Only the first of a bucket's claims says where ready units begin: before the others' lie its own.
+                floors.advance(bucket_id, first_seq)
+            given.add(bucket_id)
+    return found
+
+
+def _nothing(floors: Floors, bucket_id: int, floor: int, given: bool) -> Missed:
+    """What it means that a claim found no unit, where another of the same statement was ``given`` one or not."""
+    if given or not floor:
+        return Missed.EMPTY
+    floors.reset(bucket_id)
+    return Missed.BELOW
 
 
 def claim_job(connection: Connection, asked: Asked, floors: Floors) -> ClaimedJob | None:
@@ -123,48 +154,6 @@ def claim_job(connection: Connection, asked: Asked, floors: Floors) -> ClaimedJo
     Raises:
         IntegrityError: this request got this job already.
     """
-    return claim_jobs(connection, [asked], floors)[0]
-
-
-def claim_jobs(connection: Connection, batch: Sequence[Asked], floors: Floors) -> list[ClaimedJob | None]:
-    """The same for several claims, of which those for a single unit share a statement on PostgreSQL.
-
-    Raises:
-        IntegrityError: one of them was made before; some of the others may have been carried out.
-    """
-    found: list[ClaimedJob | None] = [None] * len(batch)
-    singles = [n for n, each in enumerate(batch) if _is_single(connection, each.terms.bounds)]
-    seen = set(singles)
-    if singles:
-        _claim_singles(connection, batch, singles, floors, found)
-    for n, asked in enumerate(batch):
-        if found[n] is None:
-            found[n] = _claim_alone(connection, asked, floors, n in seen)
-    return found
-
-
-def _is_single(connection: Connection, bounds: Bounds) -> bool:
-    return connection.dialect.name != "sqlite" and rows_to_look_at(bounds) == 1
-
-
-def _claim_singles(
-    connection: Connection, batch: Sequence[Asked], singles: list[int], floors: Floors, found: list[ClaimedJob | None]
-) -> None:
-    asked = [(batch[n], floors.get(batch[n].terms.bucket_id)) for n in singles]
-    first: set[int] = set()
-    for n, row in zip(singles, claim_singles.claim(connection, asked), strict=True):
-        terms = batch[n].terms
-        if row is not None:
-            units = [taken_unit(row[1:])]
-            found[n] = ClaimedJob(row[1], terms.task_id, terms.bucket_id, units, emptied=not row[2])
-        if terms.bucket_id not in first:
-            # Only the first of a bucket's claims says where ready units begin: before the others' lie its own.
-            first.add(terms.bucket_id)
-            if row is not None:
-                floors.advance(terms.bucket_id, row[4])
-
-
-def _claim_alone(connection: Connection, asked: Asked, floors: Floors, again: bool) -> ClaimedJob | None:
     terms, by = asked.terms, asked.claimant
     values = {
         "pilot_id": by.pilot_id,
@@ -179,7 +168,6 @@ def _claim_alone(connection: Connection, asked: Asked, floors: Floors, again: bo
         floors,
         terms,
         lambda floor, rows: _module(connection).claim(connection, terms, values, by.told, floor, rows),
-        again,
     )
     if not rows:
         return None
@@ -203,12 +191,10 @@ def _module(connection: Connection) -> Any:
     return claim_sqlite if connection.dialect.name == "sqlite" else claim_postgres
 
 
-def _walk(
-    floors: Floors, terms: ClaimTerms, reserve: Callable[[int, int], Sequence[Any]], again: bool = False
-) -> Sequence[Any]:
-    """Try from the floor, which is a hint only, then from the beginning and farther; ``again`` leaves out the first."""
+def _walk(floors: Floors, terms: ClaimTerms, reserve: Callable[[int, int], Sequence[Any]]) -> Sequence[Any]:
+    """Try from the floor, which is a hint only, then from the beginning and farther."""
     floor, bounds = floors.get(terms.bucket_id), terms.bounds
-    rows = () if again else reserve(floor, rows_to_look_at(bounds))
+    rows = reserve(floor, rows_to_look_at(bounds))
     if not rows and (floor or bounds.disk_mb is not None or bounds.max_events is not None):
         # The first units may have been too large for this slot.
         floors.reset(terms.bucket_id)

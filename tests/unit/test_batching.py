@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
-from server.batching import CONTENT, Batcher
+from server.batching import AGAIN, CONTENT, Batcher
 
 PATIENCE_S = 20.0
 LONG_S = 60.0
@@ -25,15 +27,21 @@ class Work:
         self.go_on = threading.Semaphore(0)
         self.hold = False
         self.bad: set[int] = set()
+        self.again: Counter[int] = Counter()
+        """How often a number is to go along once more."""
 
-    def __call__(self, batch: list[int]) -> list[int]:
+    def __call__(self, batch: list[int]) -> list[Any]:
         self.batches.append(list(batch))
         if self.hold:
             self.begun.release()
             assert self.go_on.acquire(timeout=PATIENCE_S)
         if self.bad & set(batch):
             raise ValueError(f"bad: {sorted(self.bad & set(batch))}")
-        return [2 * each for each in batch]
+        return [self._reply(each) for each in batch]
+
+    def _reply(self, number: int) -> Any:
+        self.again[number] -= 1
+        return 2 * number if self.again[number] < 0 else AGAIN
 
     def wait_begun(self) -> None:
         assert self.begun.acquire(timeout=PATIENCE_S)
@@ -136,6 +144,40 @@ def test_what_is_wrong_with_one_harms_no_other(pool: ThreadPoolExecutor) -> None
         futures[2].result(PATIENCE_S)
 
 
+def test_what_is_to_go_again_is_first_in_the_next_batch(pool: ThreadPoolExecutor) -> None:
+    batcher: Batcher[int, int] = Batcher(0.0)
+    work = Work()
+    work.again.update({1: 1, 3: 2})
+    futures = held_up(batcher, work, pool, [1, 2, 3])
+    work.go_on.release(4)
+    assert [each.result(PATIENCE_S) for each in futures] == [2, 4, 6]
+    # The one that went again is behind nobody, though two others waited before it did.
+    assert [work.batches[0], work.batches[1][0], *work.batches[2:]] == [[1], 1, [3], [3]]
+    assert sorted(work.batches[1]) == [1, 2, 3]
+
+
+def test_one_that_goes_again_alone_needs_nobody_to_wake_it(pool: ThreadPoolExecutor) -> None:
+    batcher: Batcher[int, int] = Batcher(LONG_S)
+    work = Work()
+    work.again[5] = 3
+    assert pool.submit(batcher.do, 5, work).result(PATIENCE_S) == 10
+    assert work.batches == [[5]] * 4
+    assert pool.submit(batcher.do, 6, work).result(PATIENCE_S) == 12
+
+
+def test_what_goes_wrong_when_it_goes_again_is_told(pool: ThreadPoolExecutor) -> None:
+    batcher: Batcher[int, int] = Batcher(0.0)
+    replies = [AGAIN]
+
+    def work(batch: list[int]) -> list[Any]:
+        if not replies:
+            raise ValueError("wrong")
+        return [replies.pop()]
+
+    with pytest.raises(ValueError, match="wrong"):
+        pool.submit(batcher.do, 1, work).result(PATIENCE_S)
+
+
 class Doorway:
     """The batcher's mutex; whoever is named in ``held`` stops just after leaving it, until it may ``go_on``."""
 
@@ -189,6 +231,9 @@ def test_who_is_appointed_before_he_waits_hangs_nobody() -> None:
 def test_no_request_of_many_threads_is_lost_or_carried_out_twice(pool: ThreadPoolExecutor, leaders: int) -> None:
     batcher: Batcher[int, int] = Batcher(0.0005, leaders=leaders)
     work = Work()
+    numbers = {1000 * thread + each for thread in range(16) for each in range(200)}
+    again = {number: number % 3 for number in numbers if number % 7 == 0}
+    work.again.update(again)
 
     def some(start: int) -> list[int]:
         return [batcher.do(number, work) for number in range(start, start + 200)]
@@ -196,6 +241,6 @@ def test_no_request_of_many_threads_is_lost_or_carried_out_twice(pool: ThreadPoo
     found = [pool.submit(some, 1000 * thread) for thread in range(16)]
     for thread, future in enumerate(found):
         assert future.result(PATIENCE_S) == [2 * (1000 * thread + each) for each in range(200)]
-    done = [number for batch in work.batches for number in batch]
-    assert len(done) == len(set(done)) == 16 * 200
+    done = Counter(number for batch in work.batches for number in batch)
+    assert done == {number: 1 + again.get(number, 0) for number in numbers}
     assert batcher._leading == 0 and not batcher._waiting

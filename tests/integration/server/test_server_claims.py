@@ -19,10 +19,20 @@ from sqlalchemy import Connection, delete, insert, select, text, update
 
 from common.states import ResourceState, TaskState, UnitState
 from common.wire import FilesInput, MergeRule, StageInput, UnitsAcquireReply, UnitsAcquireRequest
-from server.dispatch.acquire import MAX_UNITS
+from server.dispatch.claim import MAX_UNITS
 from server.engine.sizing import TIER_BITS, Bounds, ReadyUnit, prefix, rows_to_look_at
 from server.store import claim_postgres
-from server.store.claims import Asked, Claimant, ClaimedJob, ClaimTerms, Floors, claim_job, claim_jobs
+from server.store.claims import (
+    Asked,
+    Claimant,
+    ClaimedJob,
+    ClaimTerms,
+    Floors,
+    Missed,
+    claim_job,
+    claim_together,
+    is_single,
+)
 from server.store.codes import UNIT_CODES, UNIT_READY
 from server.store.database import Database
 from server.store.prepared import Prepared
@@ -33,10 +43,17 @@ from tests.integration.server.test_server_why import why
 
 
 def claim(database: Database, terms: ClaimTerms, pilot_id: int, floors: Floors) -> ClaimedJob | None:
-    """A job for a pilot, as a request of its own."""
-    claimant = Claimant(pilot_id, "q", "s", "node", "}")
+    """A job for a pilot, as a request of its own: on PostgreSQL by the statement that serves many, if it can."""
+    asked = Asked(terms, Claimant(pilot_id, "q", "s", "node", "}"), uuid.uuid4().hex, 0, 1, 1000.0)
+    missed: ClaimedJob | Missed = Missed.TOO_LARGE
     with database.at_once() as connection:
-        return claim_job(connection, Asked(terms, claimant, uuid.uuid4().hex, 0, 1, 1000.0), floors)
+        if not database.is_sqlite and is_single(asked):
+            missed = claim_together(connection, [asked], floors)[0]
+            if missed is Missed.BELOW:
+                missed = claim_together(connection, [asked], floors)[0]
+        if isinstance(missed, ClaimedJob):
+            return missed
+        return claim_job(connection, asked, floors) if missed is Missed.TOO_LARGE else None
 
 
 def only_bucket(site: Site, task_id: int) -> int:
@@ -241,15 +258,59 @@ def test_the_claim_takes_what_the_rule_names(
 # ---------------------------------------------------------------- what refuses a claim
 
 
-def test_claims_of_one_bucket_in_one_batch_each_get_a_unit_of_their_own(site: Site) -> None:
-    site.world()
-    task, pilot_id = site.counter(5), site.pilot().id
-    terms = ClaimTerms(only_bucket(site, task), task, "q", Bounds(1))
-    asked = [Asked(terms, Claimant(pilot_id, "q", "s", "node", "}"), f"r{n}", 0, 1, 1000.0) for n in range(6)]
+def asked_for(terms: ClaimTerms, pilot_id: int, count: int) -> list[Asked]:
+    claimant = Claimant(pilot_id, "q", "s", "node", "}")
+    return [Asked(terms, claimant, uuid.uuid4().hex, 0, 1, 1000.0) for _ in range(count)]
+
+
+def claim_batch(site: Site, asked: list[Asked], floors: Floors) -> list[ClaimedJob | Missed]:
     with site.database.at_once() as connection:
-        made = claim_jobs(connection, asked, Floors())
-    assert [job is not None for job in made] == [True] * 5 + [False]
-    check_race(site, task, [(job.job_id, [each.id for each in job.units]) for job in made if job is not None], 5)
+        return claim_together(connection, asked, floors)
+
+
+def jobs_of(made: list[ClaimedJob | Missed]) -> list[ClaimedJob]:
+    return [each for each in made if isinstance(each, ClaimedJob)]
+
+
+@pytest.fixture
+def batched(make_url_of: Any) -> Iterator[Site]:
+    """Where claims share a statement."""
+    made = Site(make_url_of("real_postgres"))
+    made.say_up()
+    yield made.world()
+    made.database.close()
+
+
+def test_claims_of_one_bucket_in_one_batch_each_get_a_unit_of_their_own(batched: Site) -> None:
+    task, pilot_id = batched.counter(5), batched.pilot().id
+    terms = ClaimTerms(only_bucket(batched, task), task, "q", Bounds(1))
+    made = claim_batch(batched, asked_for(terms, pilot_id, 6), Floors())
+    assert [isinstance(job, ClaimedJob) for job in made] == [True] * 5 + [False]
+    assert made[-1] is Missed.EMPTY
+    assert [job.emptied for job in jobs_of(made)] == [False] * 4 + [True]
+    check_race(batched, task, [(job.job_id, [each.id for each in job.units]) for job in jobs_of(made)], 5)
+
+
+def test_a_batch_says_how_few_units_it_left(batched: Site) -> None:
+    task, pilot_id = batched.counter(12), batched.pilot().id
+    terms, floors = ClaimTerms(only_bucket(batched, task), task, "q", Bounds(1)), Floors()
+    claim_batch(batched, asked_for(terms, pilot_id, 2), floors)
+    assert floors.left(terms.bucket_id) is None  # many
+    claim_batch(batched, asked_for(terms, pilot_id, 7), floors)
+    assert floors.left(terms.bucket_id) == 3
+    claim_batch(batched, asked_for(terms, pilot_id, 3), floors)
+    assert floors.left(terms.bucket_id) is None  # none: whoever looks again sees for himself
+
+
+def test_a_batch_says_why_a_claim_got_nothing(batched: Site) -> None:
+    task, pilot_id = batched.counter(2), batched.pilot().id
+    terms, floors = ClaimTerms(only_bucket(batched, task), task, "q", Bounds(1)), Floors()
+    floors.advance(terms.bucket_id, 7)
+    asked = asked_for(terms, pilot_id, 1)
+    assert claim_batch(batched, asked, floors) == [Missed.BELOW]
+    assert isinstance(claim_batch(batched, asked, floors)[0], ClaimedJob)
+    small = replace(terms, bounds=Bounds(1, max_events=0))
+    assert claim_batch(batched, asked_for(small, pilot_id, 1), floors) == [Missed.TOO_LARGE]
 
 
 @pytest.mark.parametrize("state", [state for state in TaskState if state.value not in ("ready", "scouting", "running")])

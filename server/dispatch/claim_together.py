@@ -1,0 +1,173 @@
+"""Claims of one job each for several pilots at once, on PostgreSQL.
+
+Requests that arrive together are carried out together (:mod:`server.batching`): one thread matches them one after another,
+claims for all in one statement, and puts the answers together. So each sees what the ones before it will take, and what
+this work needs is in the processor's caches. What is not plain is left to the long way, one by one: nothing was done for
+it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import partial
+
+from common.wire import AcquireRequest, Assignment, QueueSpec, Refusal, StageSpec
+from server.batching import AGAIN, Again
+from server.dispatch.assign import assignment, facts_of
+from server.dispatch.claim import AHEAD, EMPTY_S, Found, asked_for, slot_of
+from server.dispatch.context import Dispatcher, Look
+from server.engine.matching import Candidate
+from server.engine.probes import is_own_work
+from server.store import claims
+from server.store.claims import MOST_TOGETHER, Asked, ClaimedJob, Missed
+from server.store.pilots import PilotRow
+
+TRIES = 4
+"""Batches that one request takes part in at the most: others may always be faster."""
+
+
+@dataclass(slots=True)
+class Wish:
+    """A pilot's request for a job; of task ``task_id`` or none, if that is given."""
+
+    pilot: PilotRow
+    queue: QueueSpec
+    request: AcquireRequest
+    task_id: int | None = None
+    tried: set[int] = field(default_factory=set)
+    """Buckets that had nothing for it."""
+    batches: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Got:
+    """What was claimed, or why nothing was; with the assignment, if that is made already."""
+
+    found: Found
+    refusals: list[Refusal]
+    assignment: Assignment | None = None
+
+
+class _Not:
+    """The answer to what was not carried out."""
+
+
+_NOT = _Not()
+_Answer = Got | Again | _Not
+
+
+def claim(dispatcher: Dispatcher, wish: Wish) -> Got | None:
+    """One job, claimed together with whatever else waits; None if that must be done alone, and nothing was done.
+
+    Raises:
+        IntegrityError: this request got a job already.
+        DatabaseUnavailable: no connection could be had, or it broke.
+    """
+    got = dispatcher.claims.do(wish, partial(_carry_out, dispatcher))
+    return got if isinstance(got, Got) else None
+
+
+def _carry_out(dispatcher: Dispatcher, batch: list[Wish]) -> list[_Answer]:
+    answers: list[_Answer] = []
+    for start in range(0, len(batch), MOST_TOGETHER):
+        answers += _some(dispatcher, batch[start : start + MOST_TOGETHER])
+    return answers
+
+
+def _some(dispatcher: Dispatcher, batch: list[Wish]) -> list[_Answer]:
+    look = dispatcher.looks.get(math.inf)
+    choices = _Choices(dispatcher, look)
+    answers = [choices.choose(wish) for wish in batch]
+    if choices.asked:
+        with dispatcher.database.at_once() as connection:
+            got = iter(claims.claim_together(connection, choices.asked, dispatcher.floors))
+        answers = [
+            _settled(dispatcher, look, wish, answer, next(got)) if isinstance(answer, Candidate) else answer
+            for wish, answer in zip(batch, answers, strict=True)
+        ]
+    return answers  # type: ignore[return-value]
+
+
+class _Choices:
+    """Which bucket each of a batch claims from, knowing what those before it will take."""
+
+    def __init__(self, dispatcher: Dispatcher, look: Look) -> None:
+        self.asked: list[Asked] = []
+        self._dispatcher = dispatcher
+        self._look = look
+        self._buckets = dispatcher.looks.buckets()
+        self._moment = look.moment(dispatcher.now())
+        self._taken: Counter[int] = Counter()
+        self._full: set[int] = set()
+
+    def choose(self, wish: Wish) -> Candidate | _Answer:
+        """The bucket that a wish's claim is now among the ``asked`` for; or that there is none to ask for."""
+        dispatcher, look, pilot = self._dispatcher, self._look, wish.pilot
+        wish.batches += 1
+        if wish.batches > TRIES:
+            return _NOT
+        slot = slot_of(dispatcher, look, pilot, wish.queue, wish.request.offer)
+        with dispatcher.looks.mutex:
+            matches, refusals = self._buckets.find(
+                slot, self._moment, look.share_use, 1, frozenset(wish.tried | self._full)
+            )
+        if not matches:
+            # Of what others of this batch will empty, something may be left.
+            return AGAIN if self._full else Got([], refusals)
+        candidate = matches[0].candidate
+        if candidate.traits.scouting is not None:
+            return _NOT
+        task_id = candidate.traits.task_id
+        if wish.task_id not in (None, task_id):
+            return Got([], [Refusal(task_id, candidate.bucket_id, AHEAD, "by now another task is first in turn")])
+        asked = asked_for(dispatcher, look, pilot, slot, matches[0], (wish.request.request_id, 0))
+        if not claims.is_single(asked):
+            return _NOT
+        self.asked.append(asked)
+        self._take(candidate.bucket_id)
+        return candidate
+
+    def _take(self, bucket_id: int) -> None:
+        self._taken[bucket_id] += 1
+        left = self._dispatcher.floors.left(bucket_id)
+        if left is not None and self._taken[bucket_id] >= left:
+            self._full.add(bucket_id)
+
+
+def _settled(
+    dispatcher: Dispatcher, look: Look, wish: Wish, candidate: Candidate, outcome: ClaimedJob | Missed
+) -> _Answer:
+    bucket_id, traits = candidate.bucket_id, candidate.traits
+    if isinstance(outcome, ClaimedJob):
+        # Not before: claims of one bucket in one statement cost the database less than those of many.
+        with dispatcher.looks.mutex:
+            look.share_use.claim(traits.share, traits.requirements.cores)
+        if outcome.emptied:
+            _set_aside(dispatcher, bucket_id)
+        made = _assignment(dispatcher, look, wish.queue, candidate, outcome) if _is_plain(traits.spec) else None
+        return Got([(outcome, candidate)], [], made)
+    if outcome is Missed.TOO_LARGE:
+        return _NOT
+    if outcome is Missed.EMPTY:
+        wish.tried.add(bucket_id)
+        _set_aside(dispatcher, bucket_id)
+    return AGAIN
+
+
+def _set_aside(dispatcher: Dispatcher, bucket_id: int) -> None:
+    with dispatcher.looks.mutex:
+        dispatcher.looks.buckets().set_aside(bucket_id, dispatcher.clock.monotonic() + EMPTY_S)
+
+
+def _is_plain(spec: StageSpec) -> bool:
+    """Whether an assignment can be made without asking the database, for which others would have to wait."""
+    return not (spec.secondary_inputs or spec.sandbox is not None or spec.secrets or is_own_work(spec))
+
+
+def _assignment(
+    dispatcher: Dispatcher, look: Look, queue: QueueSpec, candidate: Candidate, job: ClaimedJob
+) -> Assignment:
+    task = facts_of(candidate.traits)
+    return assignment(dispatcher, look, queue.site, job, task, candidate.memory_mb, candidate.wall_s, queue)
