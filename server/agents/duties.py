@@ -54,8 +54,8 @@ def recount(dispatcher: Dispatcher) -> int:
     """Recount buckets: fold the changes of counts, and say which buckets may have ready units."""
     with dispatcher.database.write() as connection:
         folded = units.roll_up(connection) + job_counts.roll_up(connection)
-    # A trickle is left for the next period: looking again at once would spin on a busy system.
-    return folded if folded >= 1000 else 0
+    # What came meanwhile is left for the next period: the more there is of a bucket or a queue, the less each costs.
+    return folded if folded >= units.ROLLED_UP else 0
 
 
 def sum_up(dispatcher: Dispatcher) -> int:

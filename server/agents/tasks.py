@@ -6,14 +6,14 @@ looked. :func:`advance_all` goes over all now and then, for what a crash left un
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from common.states import TaskState, UnitState
 from common.wire import CounterInput
 from server.dispatch.commands import SLICE, move_units
 from server.dispatch.context import Dispatcher
 from server.engine import problems as rules
-from server.engine.tasks import Verdict, ending
+from server.engine.tasks import ENDING, Verdict, ending
 from server.store import inputs, moves, problems, tasks, units, workflows
 from server.store.database import Connection
 from server.store.moves import MoveKind
@@ -30,40 +30,54 @@ def advance_tasks(dispatcher: Dispatcher) -> int:
     """Move on the tasks that were touched, and the units that commands move; how many tasks and units moved."""
     moved = move_units(dispatcher)
     with dispatcher.database.read() as connection:
-        ids, marks = tasks.touched(connection)
-    if not ids:
-        return moved
-    advanced = _advance_all_of(dispatcher, ids)
-    if marks:
+        touched = tasks.touched(connection)
+        briefs = tasks.briefs(connection, touched.ids | touched.moved)
+    briefs = [each for each in briefs if each.id in touched.ids or each.state in tasks.MOVED_BY_ANY]
+    advanced = _advance_all_of(dispatcher, briefs, touched.drained)
+    if touched.marks:
         with dispatcher.database.write(durable=False) as connection:
-            tasks.forget_touched(connection, marks)
+            tasks.forget_touched(connection, touched.marks)
     return moved + advanced
 
 
 def advance_all(dispatcher: Dispatcher) -> int:
     """Move on every task that should have moved and was not touched; how many."""
     with dispatcher.database.read() as connection:
-        ids = tasks.suspects(connection)
-    return _advance_all_of(dispatcher, ids) if ids else 0
+        briefs = tasks.briefs(connection, tasks.suspects(connection))
+    return _advance_all_of(dispatcher, briefs, 0)
 
 
-def _advance_all_of(dispatcher: Dispatcher, ids: set[int]) -> int:
+def _advance_all_of(dispatcher: Dispatcher, briefs: Sequence[TaskBrief], drained: int) -> int:
+    """Move on those of the tasks that have to; ``drained`` is how many open units any has lost since the roll-up."""
     moved = 0
-    with dispatcher.database.read() as connection:
-        briefs = tasks.briefs(connection, ids)
     for start in range(0, len(briefs), CHUNK):
         chunk = briefs[start : start + CHUNK]
         with dispatcher.database.read() as connection:
-            counts = units.counts(connection, [each.id for each in chunk])
-            ready = [each.id for each in chunk if each.state == TaskState.READY]
-            with_jobs = tasks.with_jobs(connection, ready)
-        for each in chunk:
-            if each.id in with_jobs or _has_to_move(each, counts[each.id]):
-                with dispatcher.database.write() as connection:
-                    moved += _advance(connection, each.id, dispatcher.now())
+            ids = _with_jobs(connection, chunk) | _at_their_end(connection, chunk, drained)
+        for task_id in sorted(ids):
+            with dispatcher.database.write() as connection:
+                moved += _advance(connection, task_id, dispatcher.now())
     if moved:
         dispatcher.changed()
     return moved
+
+
+def _with_jobs(connection: Connection, briefs: Sequence[TaskBrief]) -> set[int]:
+    ready = [each.id for each in briefs if each.state == TaskState.READY]
+    return tasks.with_jobs(connection, ready) if ready else set()
+
+
+def _at_their_end(connection: Connection, briefs: Sequence[TaskBrief], drained: int) -> set[int]:
+    """Those of the tasks that end now, or were told to finish and have units to let go of."""
+    closed = [each.id for each in briefs if each.state in ENDING and each.input_closed]
+    still = tasks.surely_open(connection, closed, drained) if closed else set()
+    asked = [
+        each
+        for each in briefs
+        if each.state == TaskState.FINISHING or (each.state in ENDING and each.input_closed and each.id not in still)
+    ]
+    counts = units.counts(connection, [each.id for each in asked]) if asked else {}
+    return {each.id for each in asked if _has_to_move(each, counts[each.id])}
 
 
 def _has_to_move(brief: TaskBrief, counts: Mapping[UnitState, int]) -> bool:

@@ -45,8 +45,7 @@ class _Names:
     """What the datasets of some tasks' outputs are called."""
 
     def __init__(self, dispatcher: Dispatcher, connection: Connection, task_ids: Collection[int]) -> None:
-        found = (dispatcher.task(connection, task_id) for task_id in sorted(task_ids))
-        self._tasks = {task.id: task for task in found if task is not None}
+        self._tasks = {task.id: task for task in dispatcher.tasks.get_all(connection, task_ids)}
         self._workflows = workflows.names(connection, {task.workflow_id for task in self._tasks.values()})
         self._bases: dict[tuple[int, int | None], tuple[str, str, Any] | None] = {}
 

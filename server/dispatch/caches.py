@@ -68,6 +68,15 @@ class Tasks:
                 self._recent.put(task_id, found)
         return found
 
+    def get_all(self, connection: Connection, task_ids: Iterable[int]) -> list[TaskRow]:
+        """Those of the tasks that are there; what was not asked for lately is read at once."""
+        known = {task_id: self._recent.get(task_id) for task_id in task_ids}
+        unknown = sorted(task_id for task_id, row in known.items() if row is None)
+        read = workflows.get_tasks(connection, unknown) if unknown else []
+        for row in read:
+            self._recent.put(row.id, row)
+        return [*(row for row in known.values() if row is not None), *read]
+
     def drop(self, task_ids: Iterable[int]) -> None:
         """These have changed."""
         self._recent.drop(task_ids)

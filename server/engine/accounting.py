@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone
 
 from common.states import JobState
@@ -72,9 +72,14 @@ class Usage:
 
     def add(self, other: Usage) -> None:
         """Sum up."""
-        for field in fields(self):
-            if field.name not in ("first_end", "last_end"):
-                setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+        # Each by its name: once for every job that has ended, and going over the fields takes five times as long.
+        self.jobs_ok += other.jobs_ok
+        self.jobs_failed += other.jobs_failed
+        self.wall_s += other.wall_s
+        self.cpu_s += other.cpu_s
+        self.wall_hs23_s += other.wall_hs23_s
+        self.cpu_hs23_s += other.cpu_hs23_s
+        self.energy_j += other.energy_j
         self.first_end = min(self.first_end, other.first_end)
         self.last_end = max(self.last_end, other.last_end)
 

@@ -21,6 +21,9 @@ REOPENED = {
 """Where a stage that was over goes when the stage before gives output again. A broken one only if it was broken because
 that stage gave none."""
 
+ENDING = frozenset({TaskState.PENDING, TaskState.READY, TaskState.SCOUTING, TaskState.RUNNING, TaskState.FINISHING})
+"""States in which a task may come to its end."""
+
 
 class NotAllowed(Exception):
     """A command that a task's state does not allow; its text says why."""
@@ -173,7 +176,7 @@ def ending(state: TaskState, units: Mapping[UnitState, int], input_closed: bool)
     Ends when its input is closed and each unit is in a final state: ``done`` when all units are done, ``finished``
     when some are, ``failed`` when none is, ``broken`` when it waited and never got any.
     """
-    if state not in (TaskState.PENDING, TaskState.READY, TaskState.SCOUTING, TaskState.RUNNING, TaskState.FINISHING):
+    if state not in ENDING:
         return None
     if not input_closed or any(count for unit, count in units.items() if unit not in FINAL_UNIT_STATES):
         return None

@@ -14,6 +14,7 @@ from common.wire import Measured, Metrics, OutputRole, QueueSpec
 from server.engine.measure import Sample
 from server.engine.scouts import NO_SCOUTS, JobGroup
 from server.store.codes import JOB_STATES, UNIT_CODES, OutputState
+from server.store.lists import among
 from server.store.prepared import Prepared
 from server.store.schema import job, output, task, unit
 from server.store.schema_measurements import measurement
@@ -142,7 +143,7 @@ def count_fresh(connection: Connection, limit: int = 5000) -> dict[int, int]:
     for start in range(0, len(ids), 1000):
         query = (
             select(measurement.c.task_id, func.count().label("n"))
-            .where(measurement.c.task_id.in_(ids[start : start + 1000]))
+            .where(among(connection, measurement.c.task_id, ids[start : start + 1000]))
             .group_by(measurement.c.task_id)
         )
         found |= {row.task_id: int(row.n) for row in connection.execute(query)}

@@ -8,7 +8,6 @@ from typing import Any
 
 import msgspec
 from sqlalchemy import Connection, Row, Select, and_, literal, null, select, union_all
-from sqlalchemy.dialects import postgresql, sqlite
 
 from common.states import JobState
 from common.wire import Metrics, StageSpec, TraceView
@@ -17,10 +16,13 @@ from server.engine.provenance import TaskOrigin, UnitOrigin, digest_of, task_doc
 from server.engine.sizing import number_of
 from server.store import outputs
 from server.store.codes import JOB_CODES, JOB_STATES, UNIT_STATES, OutputState
-from server.store.lists import among, put
+from server.store.lists import Insert, among, put
 from server.store.outputs import OutputRow
 from server.store.schema import job, output, pilot, task, unit, unit_detail, worker, workflow
 from server.store.schema_outputs import job_ended, trace_job, trace_task
+
+TASKS_AT_ONCE = 100
+"""Tasks whose definitions, which may be large, are in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -164,26 +166,32 @@ def record_tasks(connection: Connection, task_ids: Collection[int]) -> dict[int,
         .where(among(connection, trace_task.c.task_id, task_ids))
     )
     found = {row.task_id: row.id for row in connection.execute(current)}
-    for task_id in sorted(set(task_ids) - set(found)):
-        row = connection.execute(_ORIGIN.where(task.c.id == task_id)).first()
-        if row is not None:
-            found[task_id] = _record_task(connection, row)
+    unknown = sorted(set(task_ids) - set(found))
+    for start in range(0, len(unknown), TASKS_AT_ONCE):
+        found |= _record_tasks(connection, unknown[start : start + TASKS_AT_ONCE])
     return found
 
 
-def _record_task(connection: Connection, row: Row[Any]) -> int:
-    document = _document(row)
-    dialect_insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-    statement = dialect_insert(trace_task).values(
-        task_id=row.id,
-        digest=digest_of(document),
-        document=msgspec.json.encode(document).decode(),
-        checked=row.changed,
-    )
-    changed = statement.on_conflict_do_update(
+def _record_tasks(connection: Connection, task_ids: Collection[int]) -> dict[int, int]:
+    rows = connection.execute(_ORIGIN.where(among(connection, task.c.id, task_ids)).order_by(task.c.id))
+    documents = {row.id: (row.changed, _document(row)) for row in rows}
+    records = [
+        {
+            "task_id": task_id,
+            "digest": digest_of(document),
+            "document": msgspec.json.encode(document).decode(),
+            "checked": changed,
+        }
+        for task_id, (changed, document) in documents.items()
+    ]
+    made = put(connection, trace_task, records, _checked_anew, (trace_task.c.task_id, trace_task.c.id))
+    return {row.task_id: row.id for row in made}
+
+
+def _checked_anew(statement: Insert) -> Insert:
+    return statement.on_conflict_do_update(
         index_elements=["task_id", "digest"], set_={"checked": statement.excluded.checked}
     )
-    return int(connection.execute(changed.returning(trace_task.c.id)).scalar_one())
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Tasks without their descriptions: what the agent that moves them on needs, for thousands of them at a time.
 
-Whatever may move a task on (counts that were rolled up, an input that closed, a command) appends a row to
+Whatever may move a task on (units that are over, a first job, an input that closed, a command) appends a row to
 :data:`task_touched`; the agent looks at those tasks only. A slow pass over all finds what a crash left untouched.
 """
 
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from sqlalchemy import Connection, delete, insert, or_, select, update
+from sqlalchemy import Connection, case, delete, func, or_, select, update
 
 from common.states import FINAL_TASK_STATES, FINAL_UNIT_STATES, TaskState
 from server.engine.scouts import NO_SCOUTS
 from server.store import inputs, job_counts
 from server.store.codes import UNIT_CODES
-from server.store.lists import among
+from server.store.lists import among, put
 from server.store.schema import job, task, unit_count, unit_delta, workflow
 from server.store.schema_commands import task_move, task_touched
 
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from server.store.workflows import TaskRow
 
 OPEN_UNIT_CODES = sorted(code for state, code in UNIT_CODES.items() if state not in FINAL_UNIT_STATES)
+FINAL_UNIT_CODES = frozenset(UNIT_CODES[state] for state in FINAL_UNIT_STATES)
+MOVED_BY_ANY = frozenset({TaskState.READY, TaskState.FINISHING})
+"""Tasks that any move of a unit may move on: by their first job, or by a unit that came back to where it is cancelled.
+The others end with a unit that is over."""
 
 
 @dataclass(frozen=True)
@@ -38,25 +42,73 @@ class TaskBrief:
 
 def touch(connection: Connection, task_ids: Iterable[int]) -> None:
     """Have tasks looked at soon."""
-    rows = [{"task_id": task_id} for task_id in sorted(set(task_ids))]
-    if rows:
-        connection.execute(insert(task_touched), rows)
+    put(connection, task_touched, [{"task_id": task_id} for task_id in sorted(set(task_ids))])
 
 
-def touched(connection: Connection, limit: int = 10_000) -> tuple[set[int], list[int]]:
-    """Tasks to look at, and the rows that say so, for :func:`forget_touched`.
+def touch_moved(connection: Connection, ended: Collection[int], moved: Collection[int]) -> None:
+    """Units of ``ended`` tasks are over; those of ``moved`` ones only went on, which moves few tasks."""
+    some = [each.id for each in briefs(connection, moved) if each.state in MOVED_BY_ANY]
+    touch(connection, {*ended, *some})
+
+
+@dataclass(frozen=True)
+class Touched:
+    """Tasks to look at: in any case, and if they are in a state of :data:`MOVED_BY_ANY`.
+
+    ``drained`` is how many open units any of them lost, all in all, by changes that were not rolled up yet, at the most;
+    ``marks`` are for :func:`forget_touched`.
+    """
+
+    ids: set[int]
+    moved: set[int]
+    drained: int
+    marks: list[int]
+
+
+def touched(connection: Connection, limit: int = 10_000) -> Touched:
+    """Tasks to look at.
 
     Those whose changes of counts were not rolled up yet are among them; their rows stay for the roll-up.
     """
     marks = connection.execute(select(task_touched).order_by(task_touched.c.id).limit(limit)).all()
-    news = connection.execute(select(unit_delta.c.task_id).distinct())
-    return {row.task_id for row in marks} | {row.task_id for row in news}, [row.id for row in marks]
+    over = unit_delta.c.state.in_(sorted(FINAL_UNIT_CODES))
+    opened = case((over, 0), else_=unit_delta.c.n)
+    news = connection.execute(
+        select(
+            unit_delta.c.task_id,
+            func.max(case((over, 1), else_=0)).label("ended"),
+            func.sum(opened).label("opened"),
+        ).group_by(unit_delta.c.task_id)
+    ).all()
+    ids = {row.task_id for row in marks} | {row.task_id for row in news if row.ended}
+    return Touched(
+        ids,
+        {row.task_id for row in news} - ids,
+        max((-int(row.opened) for row in news if row.opened < 0), default=0),
+        [row.id for row in marks],
+    )
+
+
+def surely_open(connection: Connection, task_ids: Sequence[int], drained: int) -> set[int]:
+    """Those of the tasks that have an open unit even if they have lost ``drained`` of them since the last roll-up.
+
+    It ends at the first such count of each, where counting all would read dozens.
+    """
+    some = (
+        select(unit_count.c.n)
+        .where(unit_count.c.task_id == task.c.id, unit_count.c.state.in_(OPEN_UNIT_CODES), unit_count.c.n > drained)
+        .limit(1)
+        .scalar_subquery()
+    )
+    query = select(task.c.id).where(among(connection, task.c.id, task_ids), some.is_not(None))
+    return {row.id for row in connection.execute(query)}
 
 
 def forget_touched(connection: Connection, ids: Sequence[int]) -> None:
     """These rows were looked at: by id, as others may have been committed between them meanwhile."""
     for start in range(0, len(ids), 1000):
-        connection.execute(delete(task_touched).where(task_touched.c.id.in_(ids[start : start + 1000])))
+        some = ids[start : start + 1000]
+        connection.execute(delete(task_touched).where(among(connection, task_touched.c.id, some)))
 
 
 def briefs(connection: Connection, task_ids: Collection[int]) -> list[TaskBrief]:
@@ -83,7 +135,7 @@ def with_jobs(connection: Connection, task_ids: Sequence[int]) -> set[int]:
     found: set[int] = set()
     for start in range(0, len(task_ids), 1000):
         query = select(task.c.id).where(
-            task.c.id.in_(task_ids[start : start + 1000]),
+            among(connection, task.c.id, task_ids[start : start + 1000]),
             task.c.scouts_left == NO_SCOUTS,
             select(job.c.id).where(job.c.task_id == task.c.id).exists(),
         )

@@ -7,13 +7,14 @@ Every move appends to :data:`unit_delta`, in the same transaction; an agent roll
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 from sqlalchemy import (
     BigInteger,
+    ColumnElement,
     Connection,
     bindparam,
     cast,
@@ -21,6 +22,7 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    or_,
     select,
     union_all,
     update,
@@ -39,6 +41,8 @@ from server.store.prepared import Prepared
 from server.store.schema import bucket, task, unit, unit_count, unit_delta, unit_detail
 
 MEBIBYTE = 1024 * 1024
+ROLLED_UP = 50_000
+"""Changes of counts that are rolled up in one go."""
 MOST_MB = 2**31 - 1
 """The largest size that the narrow row holds: larger than any slot's disk in any case."""
 
@@ -383,7 +387,7 @@ def counts(connection: Connection, task_ids: Sequence[int]) -> dict[int, dict[Un
     return result
 
 
-def roll_up(connection: Connection, limit: int = 50_000) -> int:
+def roll_up(connection: Connection, limit: int = ROLLED_UP) -> int:
     """Fold the oldest deltas into the counts, and set each touched bucket's ``maybe_ready`` by them; rows folded.
 
     To be called by one agent at a time, under its lease.
@@ -396,15 +400,24 @@ def roll_up(connection: Connection, limit: int = 50_000) -> int:
     )
     rows, totals = _summed(connection, gone)
     if rows:
-        values = [
-            {"task_id": task_id, "bucket_id": bucket_id, "state": state, "n": n}
-            for (task_id, bucket_id, state), n in sorted(totals.items())
-            if n
-        ]
-        put(connection, unit_count, values, _add_counts)
-        _hint(connection, sorted({bucket_id for _, bucket_id, _ in totals}))
-        tasks.touch(connection, {task_id for task_id, _, _ in totals})
+        _hint_by(connection, _add(connection, totals))
+        ended = {task_id for task_id, _, state in totals if state in tasks.FINAL_UNIT_CODES}
+        tasks.touch_moved(connection, ended, {task_id for task_id, _, _ in totals} - ended)
     return rows
+
+
+def _add(connection: Connection, totals: Mapping[tuple[int, int, int], int]) -> dict[int, int]:
+    """Add to the counts; of the buckets that got or lost ready units how many they have now."""
+    ready, others = [], []
+    for (task_id, bucket_id, state), n in sorted(totals.items()):
+        row = {"task_id": task_id, "bucket_id": bucket_id, "state": state, "n": n}
+        if state == UNIT_READY:
+            ready.append(row)  # also if as many came as went: somebody may have set the hint meanwhile
+        elif n:
+            others.append(row)
+    put(connection, unit_count, others, _add_counts)
+    found = put(connection, unit_count, ready, _add_counts, (unit_count.c.bucket_id, unit_count.c.n))
+    return {row.bucket_id: row.n for row in found}
 
 
 def _summed(connection: Connection, gone: Any) -> tuple[int, dict[tuple[int, int, int], int]]:
@@ -427,7 +440,19 @@ def _add_counts(statement: Insert) -> Insert:
     return statement.on_conflict_do_update(index_elements=key, set_={"n": unit_count.c.n + statement.excluded.n})
 
 
-def _hint(connection: Connection, bucket_ids: list[int]) -> None:
+def _hint_by(connection: Connection, ready: Mapping[int, int]) -> None:
+    """Set the hints of buckets of which it is known how many ready units they have; most are as they should be."""
+    drained = sorted(bucket_id for bucket_id, n in ready.items() if n <= 0)
+    if drained:
+        connection.execute(
+            update(bucket)
+            .where(among(connection, bucket.c.id, drained), bucket.c.maybe_ready)
+            .values(maybe_ready=False)
+        )
+    _hint(connection, sorted(ready.keys() - drained), or_(~bucket.c.maybe_ready, bucket.c.min_ready > 1))
+
+
+def _hint(connection: Connection, bucket_ids: list[int], *where: ColumnElement[bool]) -> None:
     ready = (
         select(literal(1))
         .where(unit_count.c.bucket_id == bucket.c.id, unit_count.c.task_id == bucket.c.task_id)
@@ -438,7 +463,7 @@ def _hint(connection: Connection, bucket_ids: list[int]) -> None:
         ids = bucket_ids[start : start + 1000]
         connection.execute(
             update(bucket)
-            .where(among(connection, bucket.c.id, ids), bucket.c.maybe_ready != ready)
+            .where(among(connection, bucket.c.id, ids), *where, bucket.c.maybe_ready != ready)
             .values(maybe_ready=ready)
         )
 

@@ -14,6 +14,7 @@ from common.wire import Measured, StageSpec, TaskView, WorkflowRequest, Workflow
 from server.engine.inputs import feeding_order, feeding_stages
 from server.store import events, inputs, job_counts, tasks, units
 from server.store.access import Sight
+from server.store.lists import among
 from server.store.measurements import decoded
 from server.store.schema import task, workflow
 from server.store.schema_inputs import task_feed
@@ -102,6 +103,11 @@ def get_task(connection: Connection, task_id: int, *, lock: bool = False) -> Tas
         query = query.with_for_update(of=task)
     row = connection.execute(query).mappings().first()
     return None if row is None else _row(row)
+
+
+def get_tasks(connection: Connection, task_ids: Sequence[int]) -> list[TaskRow]:
+    """Those of the tasks that are there."""
+    return _all(connection, _TASKS.where(among(connection, task.c.id, task_ids)))
 
 
 def tasks_in(connection: Connection, states: Iterable[TaskState], limit: int = 10_000) -> list[TaskRow]:
@@ -307,5 +313,5 @@ def page_workflows(
 
 def names(connection: Connection, workflow_ids: Iterable[int]) -> dict[int, str]:
     """The names of workflows."""
-    query = select(workflow.c.id, workflow.c.name).where(workflow.c.id.in_(list(workflow_ids)))
+    query = select(workflow.c.id, workflow.c.name).where(among(connection, workflow.c.id, list(workflow_ids)))
     return {row.id: row.name for row in connection.execute(query)}

@@ -10,7 +10,7 @@ from server.store.lists import among, put
 from server.store.schema import setting
 from tests.integration.server.harness import Site
 
-ODD = ['a"b', "{c,}", "d\\e", "NULL", "", "é", "'"]
+ODD = ['a"b', "{c,}", "d\\e", "NULL", "", "é", "'", "\\u0000", "\\\\u0000", "\n\x01"]
 
 
 def test_odd_texts_come_back_as_they_are(site: Site) -> None:
@@ -21,6 +21,14 @@ def test_odd_texts_come_back_as_they_are(site: Site) -> None:
         found = connection.execute(select(setting).where(among(connection, setting.c.key, ODD))).all()
         assert sorted((row.key, row.value) for row in found) == sorted((text, text) for text in ODD)
         assert connection.execute(select(setting).where(among(connection, setting.c.key, []))).all() == []
+
+
+def test_nul_is_replaced_where_the_database_keeps_none(site: Site) -> None:
+    with site.database.write() as connection:
+        put(connection, setting, [{"key": "a\\u0000", "value": "b\0c"}, {"key": "d", "value": "e"}])
+        found = {row.key: row.value for row in connection.execute(select(setting))}
+    kept = "b\0c" if site.database.is_sqlite else "b\N{REPLACEMENT CHARACTER}c"
+    assert found == {"a\\u0000": kept, "d": "e"}
 
 
 def test_what_is_there_already_is_changed_as_the_caller_says(site: Site) -> None:
