@@ -30,7 +30,7 @@ def check_files(files: Sequence[OutputRecord], task_id: int, job_id: int) -> Non
         if problem:
             problems.append((f"$.outputs[{index}].name", problem))
         seen.add(file.name)
-        odd = attributes_problem(file.attributes)
+        odd = attributes_problem(file.attributes) if file.attributes else ""
         if odd:
             problems.append((f"$.outputs[{index}].attributes", odd))
     if problems:
@@ -46,10 +46,9 @@ def storage_for(world: World, site: str, task: TaskRow, file: OutputRecord, inde
     _, pattern = pattern_of(task, file)
     where, wanted = f"$.outputs[{index}]", pattern.storage if pattern else None
     if file.role == OutputRole.LOG:
-        for_logs = [(world.distance(site, each), each) for each in world.storages if world.takes_logs(each, site)]
-        left = [each for each in for_logs if each[1] not in file.avoid]
-        if left:
-            return min(left)[1]
+        for_logs = next((each for each in world.takers(site, logs=True) if each not in file.avoid), None)
+        if for_logs is not None:
+            return for_logs
     return choose_storage(world, site, wanted, where, file.avoid)
 
 
@@ -59,16 +58,18 @@ def choose_storage(world: World, site: str, wanted: str | None, path: str, avoid
     Raises:
         Unprocessable: none does; it carries error 1133.
     """
-    names = [each for each in ([wanted] if wanted is not None else world.storages) if each not in avoid]
-    able = [(world.distance(site, each), each) for each in names if world.takes(each, site)]
-    if not able:
+    if wanted is None:
+        found = next((each for each in world.takers(site) if each not in avoid), None)
+    else:
+        found = wanted if wanted not in avoid and world.takes(wanted, site) else None
+    if found is None:
         which = f"storage {wanted} takes" if wanted is not None else "no storage takes"
         raise Unprocessable(
             f"{which} {'no ' if wanted is not None else ''}new files from {site} now",
             [(path, "bring a storage with a write endpoint online, or name another in the task")],
             error_code=int(ErrorCode.NO_STORAGE),
         )
-    return min(able)[1]
+    return found
 
 
 def new_output(world: World, task: TaskRow, job_id: int, file: OutputRecord, storage: str) -> NewOutput:

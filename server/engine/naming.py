@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from common.wire import OutputNaming
 
 MAX_NAME = 255
+_ODD = frozenset("/:?#%")
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,7 @@ def _hashed(scope: str, name: str) -> str:
 
 def name_problem(task_id: int, job_id: int, name: str) -> str:
     """Why ``name`` cannot be an output's, if so: a pilot's word is not trusted."""
-    if (
-        name in (".", "..")
-        or name != name.strip()
-        or any(letter in "/:?#%" or not letter.isprintable() for letter in name)
-    ):
+    if name in (".", "..") or name != name.strip() or not name.isprintable() or not _ODD.isdisjoint(name):
         return f"{name!r} is no file name: it must not hold / : ? # %, what cannot be printed, or spaces at its ends"
     if len(f"{task_id}.{job_id}.{name}".encode()) > MAX_NAME:
         return f"{name!r} is too long: with the task's and the job's id it must fit {MAX_NAME} bytes"

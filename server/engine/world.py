@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from urllib.parse import quote, unquote
@@ -22,6 +23,8 @@ DIRECT_SCHEMES = ("root", "roots", "xroot", "xroots", "http", "https", "dav", "d
 """Protocols by which a payload can read a file where it lies."""
 URL_SAFE = "/~:@!$&'()*+,;="
 """What may stand in the path of a URL as it is, beside letters, digits and ``_.-``."""
+_PLAIN_PATH = re.compile(rf"[A-Za-z0-9_.\-{re.escape(URL_SAFE)}]*").fullmatch
+"""Most paths, of which nothing is to be quoted."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,10 @@ class World:
         return _now_or_next([*queue.downtimes, *self._of_site(queue.site)], now, float("inf"))
 
     _takes: dict[tuple[str, str, bool], bool] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _takers: dict[tuple[str, bool], list[str]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _endpoints: dict[tuple[str, Activity], list[Endpoint]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
     _readings: dict[tuple[str, str], tuple[int, list[str]]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -108,6 +115,15 @@ class World:
                 and self.distance(site, storage) < NEVER
                 and bool(self.urls(storage, "", site, write=True))
             )
+        return known
+
+    def takers(self, site: str, *, logs: bool = False) -> list[str]:
+        """The storages to which a pilot at ``site`` may write new files now, or which are there for its logs: nearest first."""
+        known = self._takers.get((site, logs))
+        if known is None:
+            able = filter(lambda each: self.takes_logs(each, site) if logs else self.takes(each, site), self.storages)
+            known = sorted(able, key=lambda each: (self.distance(site, each), each))
+            self._takers[site, logs] = known
         return known
 
     def reading(self, storage: str, site: str) -> tuple[int, list[str]]:
@@ -188,7 +204,11 @@ class World:
         return Activity.READ_LAN if local else Activity.READ_WAN
 
     def _for(self, storage: str, activity: Activity) -> list[Endpoint]:
-        return [endpoint for endpoint in self.storages[storage].endpoints if activity in endpoint.activities]
+        known = self._endpoints.get((storage, activity))
+        if known is None:
+            known = [endpoint for endpoint in self.storages[storage].endpoints if activity in endpoint.activities]
+            self._endpoints[storage, activity] = known
+        return known
 
 
 def _now_or_next(downtimes: Iterable[Downtime], now: float, before: float) -> Downtime | None:
@@ -219,4 +239,5 @@ def path_problem(path: str) -> str:
 
 def join_url(prefix: str, path: str) -> str:
     """The URL of ``path`` below ``prefix``: the path is no URL yet, so it is percent-encoded. A prefix may end in a slash that counts, as in ``file:///`` or ``root://host//``."""
-    return prefix.removesuffix("/") + "/" + quote(path.lstrip("/"), safe=URL_SAFE)
+    path = path.lstrip("/")
+    return prefix.removesuffix("/") + "/" + (path if _PLAIN_PATH(path) else quote(path, safe=URL_SAFE))
