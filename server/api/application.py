@@ -19,7 +19,7 @@ from server.api.auth import Later, authenticate, bearer
 from server.api.metering import Metering
 from server.api.routes import ROUTES
 from server.api.routing import Call, Raw, Route
-from server.compat.bodies import PIECE_BYTES, Body, pieces_of
+from server.compat.bodies import PIECE_BYTES, Body, pieces_of, short_body
 from server.compat.face import Face
 from server.compat.faces import faces_of
 from server.dispatch.context import Dispatcher
@@ -81,11 +81,7 @@ def _responder(dispatcher: Dispatcher, access: Access, route: Route, face: Face 
             body = pieces_of(_stream(req), req.content_length)  # whoever takes it counts
         if face is not None:
             body = Body(_stream(req), limit, req.content_length)
-        query = {name: value if isinstance(value, str) else ",".join(value) for name, value in req.params.items()}
-        unknown = sorted(set(query) - set(route.query))
-        if unknown and face is None:
-            known = ", ".join(route.query) or "none"
-            raise Invalid(f"unknown parameter {unknown[0]!r}", [(unknown[0], f"leave it out; known: {known}")])
+        query = _query(req, route, face) if req.query_string else {}
         if caller.pilot_id is None:
             check_sight(dispatcher, caller, path, query)
         call = Call(caller, path, query, body, header=req.get_header)
@@ -100,6 +96,15 @@ def _responder(dispatcher: Dispatcher, access: Access, route: Route, face: Face 
             resp.data = msgspec.json.encode(reply)
 
     return respond
+
+
+def _query(req: falcon.Request, route: Route, face: Face | None) -> dict[str, str]:
+    query = {name: value if isinstance(value, str) else ",".join(value) for name, value in req.params.items()}
+    unknown = sorted(set(query) - set(route.query))
+    if unknown and face is None:
+        known = ", ".join(route.query) or "none"
+        raise Invalid(f"unknown parameter {unknown[0]!r}", [(unknown[0], f"leave it out; known: {known}")])
+    return query
 
 
 def _send_raw(resp: falcon.Response, reply: Raw) -> None:
@@ -120,7 +125,10 @@ def _stream(req: falcon.Request) -> Any:
 
 
 def _read(req: falcon.Request, limit: int) -> bytes:
-    return Body(_stream(req), limit, req.content_length).raw()
+    said = req.content_length
+    if said is None or said > min(limit, PIECE_BYTES):
+        return Body(_stream(req), limit, said).raw()
+    return short_body(req.stream, said)
 
 
 _WHERE = re.compile(r"^(?P<what>.*) - at `(?P<path>[^`]*)`$", re.DOTALL)

@@ -31,8 +31,22 @@ def pieces_of(stream: IO[bytes], said: int | None) -> Iterator[bytes]:
         taken += len(piece)
         yield piece
     if said is not None and taken < said:
-        # The web server does not tell a connection that broke.
-        raise Invalid(f"the body breaks off: {taken} of {said} bytes came", [("$", "send all of it")])
+        raise _broken_off(taken, said)
+
+
+def short_body(stream: Any, said: int) -> bytes:
+    """A body that is no larger than a piece: nearly all come in one read. Raises Invalid: it ends before that."""
+    body: bytes = stream.read(said)
+    while len(body) < said and (piece := stream.read(said - len(body))):
+        body += piece
+    if len(body) < said:
+        raise _broken_off(len(body), said)
+    return body
+
+
+def _broken_off(taken: int, said: int) -> Invalid:
+    # The web server does not tell a connection that broke.
+    return Invalid(f"the body breaks off: {taken} of {said} bytes came", [("$", "send all of it")])
 
 
 class Body:
