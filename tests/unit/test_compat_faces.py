@@ -16,7 +16,7 @@ from common.problem import Problem
 from server.api.application import create_application
 from server.api.routes import ROUTES
 from server.api.routing import Call, Raw, Role, Route, allow
-from server.compat.bodies import Body, form_of, inflated
+from server.compat.bodies import Body, form_of, inflated, short_body
 from server.compat.face import Face, as_json
 from server.compat.faces import FACES, faces_of
 from server.compat.settings import Compat
@@ -170,6 +170,13 @@ class Endless:
         return b"x" * size
 
 
+class Trickle(io.BytesIO):
+    """Gives at most two bytes at a time."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        return super().read(min(2, size or 0))
+
+
 def test_no_more_is_read_than_is_allowed() -> None:
     stream = Endless()
     with pytest.raises(TooLarge):
@@ -183,6 +190,12 @@ def test_a_body_that_breaks_off_is_none() -> None:
     assert Body(io.BytesIO(b"abc"), LIMIT, 3).raw() == Body(io.BytesIO(b"abc"), LIMIT).raw() == b"abc"
     with pytest.raises(Invalid, match="breaks off: 3 of 4 bytes came"):
         Body(io.BytesIO(b"abc"), LIMIT, 4).raw()
+    with pytest.raises(Invalid, match="breaks off: 3 of 4 bytes came"):
+        short_body(Trickle(b"abc"), 4)
+
+
+def test_a_short_body_that_comes_in_pieces_is_taken_whole_and_nothing_after_it() -> None:
+    assert short_body(Trickle(b"abcd and more"), 4) == b"abcd"
 
 
 def test_a_form_has_not_any_number_of_fields() -> None:
