@@ -3,6 +3,9 @@
 SQLAlchemy builds and looks up a large expression anew for each execution, which for the claim costs more than the
 database's own work. Here the expression is compiled once for each dialect, and then runs as text with bound parameters
 on the driver's own cursor, inside the same transaction, so that the driver prepares it on the server.
+
+For PostgreSQL the text is as PostgreSQL itself takes it: psycopg would look for its own kind of parameters in each text
+of more than 4 kB anew at each execution.
 """
 
 from __future__ import annotations
@@ -17,8 +20,8 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql import ClauseElement
 
-_Compiled = tuple[str, Mapping[str, Any], tuple[str, ...] | None]
-"""The text, the values that are always the same, the names in their order where parameters have no names."""
+_Compiled = tuple[str | bytes, Mapping[str, Any], tuple[str, ...] | None]
+"""The text as the driver takes it, the values that are always the same, the names in their order where parameters have no names."""
 
 
 class Prepared:
@@ -61,7 +64,7 @@ class Prepared:
             except connection.dialect.loaded_dbapi.Error as error:
                 raise _translated(connection, text, bound, error) from error
 
-    def rendered(self, connection: Connection, parameters: Mapping[str, Any]) -> tuple[str, Any]:
+    def rendered(self, connection: Connection, parameters: Mapping[str, Any]) -> tuple[str | bytes, Any]:
         """Text and parameters as the driver takes them."""
         text, fixed, order = self._for(connection)
         return text, _bound(fixed, order, parameters)
@@ -91,9 +94,10 @@ def in_one_go(connection: Connection, steps: Sequence[tuple[Prepared, Mapping[st
     if len(steps) == 1:
         return [steps[0][0].run(connection, steps[0][1])]
     raw: Any = connection.connection.dbapi_connection
+    text: str | bytes = ""
+    bound = None
     with ExitStack() as stack:
-        cursors = [stack.enter_context(closing(raw.cursor())) for _ in steps]
-        text, bound = "", None
+        cursors = [stack.enter_context(_cursor(connection)) for _ in steps]
         try:
             with raw.pipeline():
                 for cursor, (statement, parameters) in zip(cursors, steps, strict=True):
@@ -105,13 +109,18 @@ def in_one_go(connection: Connection, steps: Sequence[tuple[Prepared, Mapping[st
 
 
 def _compiled(statement: ClauseElement, connection: Connection) -> _Compiled:
-    compiled = statement.compile(dialect=connection.dialect)
+    dialect: Any = connection.dialect
+    on_postgresql = dialect.name == "postgresql"
+    if on_postgresql:
+        dialect = type(dialect)(paramstyle="numeric_dollar")
+    compiled = statement.compile(dialect=dialect)
     if "__[POSTCOMPILE" in str(compiled):
         raise AssertionError("a list of in_() must be of literal columns: its length is part of the text")
     positions = compiled.positiontup  # type: ignore[attr-defined]
     # Constants of the expression became parameters too; those without a value are ours to give.
     fixed = {key: value for key, value in compiled.params.items() if value is not None}
-    return str(compiled), fixed, tuple(positions) if positions is not None else None
+    text = str(compiled)
+    return text.encode() if on_postgresql else text, fixed, tuple(positions) if positions is not None else None
 
 
 def _row_type(names: list[str]) -> Any:
@@ -128,27 +137,29 @@ def _new_id(cursor: Any) -> int:
 
 def _cursor(connection: Connection) -> AbstractContextManager[Any]:
     """A cursor of the driver, inside the transaction that the connection is in."""
-    raw = connection.connection.dbapi_connection
-    assert raw is not None
+    raw: Any = connection.connection.dbapi_connection
+    if connection.dialect.name == "postgresql":
+        return closing(connection.dialect.loaded_dbapi.RawCursor(raw))
     return closing(raw.cursor())
 
 
 @contextmanager
-def _translation(connection: Connection, text: str, bound: Any) -> Iterator[None]:
+def _translation(connection: Connection, text: str | bytes, bound: Any) -> Iterator[None]:
     try:
         yield
     except connection.dialect.loaded_dbapi.Error as error:
         raise _translated(connection, text, bound, error) from error
 
 
-def _translated(connection: Connection, text: str, bound: Any, error: Exception) -> Exception:
+def _translated(connection: Connection, text: str | bytes, bound: Any, error: Exception) -> Exception:
     """The driver's error as SQLAlchemy would have told it; a connection that is gone is never used again."""
     dialect = connection.dialect
     gone = bool(dialect.is_disconnect(error, connection.connection.dbapi_connection, None))  # type: ignore[arg-type]
     if gone:
         connection.invalidate(error)
     base = dialect.loaded_dbapi.Error
-    return DBAPIError.instance(text, bound, error, base, connection_invalidated=gone, dialect=dialect)
+    words = text.decode() if isinstance(text, bytes) else text
+    return DBAPIError.instance(words, bound, error, base, connection_invalidated=gone, dialect=dialect)
 
 
 def _bound(fixed: Mapping[str, Any], order: tuple[str, ...] | None, given: Mapping[str, Any]) -> Any:

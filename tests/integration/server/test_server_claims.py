@@ -484,9 +484,10 @@ def test_real_postgres_walks_the_partial_index_over_200_000_units(
     plans: list[str] = []
 
     def explain(statement: Prepared, connection: Connection, given: Mapping[str, Any]) -> Any:
-        words, fixed, _ = statement._for(connection)
-        rows = connection.exec_driver_sql(f"EXPLAIN {words}", {**fixed, **given})
-        plans.append("\n".join(row[0] for row in rows))
+        words, bound = statement.rendered(connection, given)
+        assert isinstance(words, bytes)
+        cursor = connection.dialect.loaded_dbapi.RawCursor(connection.connection.dbapi_connection)
+        plans.append("\n".join(row[0] for row in cursor.execute(b"EXPLAIN " + words, bound)))
         return ()
 
     monkeypatch.setattr(Prepared, "run", explain)
