@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 from common.wire import AcquireRequest, Assignment, QueueSpec, Refusal, StageSpec
@@ -36,8 +36,6 @@ class Wish:
     queue: QueueSpec
     request: AcquireRequest
     task_id: int | None = None
-    tried: set[int] = field(default_factory=set)
-    """Buckets that had nothing for it."""
     batches: int = 0
 
 
@@ -110,9 +108,7 @@ class _Choices:
             return _NOT
         slot = slot_of(dispatcher, look, pilot, wish.queue, wish.request.offer)
         with dispatcher.looks.mutex:
-            matches, refusals = self._buckets.find(
-                slot, self._moment, look.share_use, 1, frozenset(wish.tried | self._full)
-            )
+            matches, refusals = self._buckets.find(slot, self._moment, look.share_use, 1, frozenset(self._full))
         if not matches:
             # Of what others of this batch will empty, something may be left.
             return AGAIN if self._full else Got([], refusals)
@@ -151,7 +147,6 @@ def _settled(
     if outcome is Missed.TOO_LARGE:
         return _NOT
     if outcome is Missed.EMPTY:
-        wish.tried.add(bucket_id)
         _set_aside(dispatcher, bucket_id)
     return AGAIN
 
