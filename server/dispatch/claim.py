@@ -13,7 +13,8 @@ from server.dispatch.context import Dispatcher, Look
 from server.engine.matching import Candidate, Match, Slot, effective_offer
 from server.engine.reservations import whole_slot
 from server.engine.sizing import SlotSize, job_bounds, without_input
-from server.store import claims, measurements
+from server.store import claims, measurements, pilots
+from server.store.claim_terms import CLAIMING
 from server.store.claims import Asked, Claimant, ClaimedJob, ClaimTerms
 from server.store.database import Connection
 from server.store.pilots import PilotRow
@@ -86,9 +87,21 @@ def claim_one(
                     if job.emptied:
                         buckets.set_aside(candidate.bucket_id, dispatcher.clock.monotonic() + EMPTY_S)
                 return [(job, candidate)], []
+            if not tried - without and not _may_claim(dispatcher, connection, pilot):
+                return [], []
             tried.add(candidate.bucket_id)
             with dispatcher.looks.mutex:
                 buckets.set_aside(candidate.bucket_id, dispatcher.clock.monotonic() + EMPTY_S)
+
+
+def _may_claim(dispatcher: Dispatcher, connection: Connection | None, pilot: PilotRow) -> bool:
+    """Whether it was not the pilot's own fault that it got nothing: no bucket is left alone because of one that has ended."""
+    if connection is not None:
+        found = pilots.get(connection, pilot.id)
+    else:
+        with dispatcher.database.one_read() as own:
+            found = pilots.get(own, pilot.id)
+    return found is not None and found.state in CLAIMING
 
 
 def asked_for(

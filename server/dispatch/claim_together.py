@@ -144,6 +144,8 @@ def _settled(
             _set_aside(dispatcher, bucket_id)
         made = _assignment(dispatcher, look, wish.queue, candidate, outcome) if _is_plain(traits.spec) else None
         return Got([(outcome, candidate)], [], made)
+    if outcome is Missed.PILOT_MAY_NOT:
+        return Got([], [])
     if outcome is Missed.TOO_LARGE:
         return _NOT
     if outcome is Missed.EMPTY:

@@ -47,6 +47,8 @@ MOST = 32
 """Claims of one statement; also what the planner expects of it."""
 LEFT_AT_MOST = 8
 """So far are the units counted that are still ready."""
+TOO_LARGE, PILOT_MAY_NOT = -1, -2
+"""Instead of a job's id: the unit does not fit; the pilot has ended or was taken for lost."""
 
 _SENT: Any = literal_column(str(JOB_CODES[JobState.SENT]))
 _READY: Any = literal_column(str(UNIT_READY))
@@ -104,7 +106,10 @@ _KINDS: dict[str, Any] = {
 
 
 def _asked() -> CTE:
-    """The claims that may be made: task, queue and pilot are asked in the statement itself, so that a pause is a pause."""
+    """The claims that may be made: task, queue and pilot are asked in the statement itself, so that a pause is a pause.
+
+    Of those whose pilot may not it is told.
+    """
     given = func.json_to_recordset(cast(bindparam("asked", type_=Text), postgresql.JSON)).table_valued(
         *(column(name, kind) for name, kind in _KINDS.items())
     )
@@ -112,12 +117,11 @@ def _asked() -> CTE:
         select(given.render_derived(name="given", with_types=True)).limit(literal_column(str(MOST))).subquery("line")
     )
     return (
-        select(lines)
+        select(lines, PILOT_MAY.label("pilot_may"))
         .join(task, task.c.id == lines.c.task_id)
         .join(queue, queue.c.name == lines.c.queue)
         .join(pilot, pilot.c.id == lines.c.pilot_id)
         .where(MAY_RUN, or_(queue.c.status == lines.c.status, queue.c.status == lines.c.other_status))
-        .where(PILOT_MAY)
         .cte("asked")
         .prefix_with("MATERIALIZED")
     )
@@ -143,6 +147,7 @@ def _looked_at(asked: CTE) -> CTE:
     return (
         select(asked, found.c.id.label("unit_id"), found.c.seq, fits.label("fits"))
         .select_from(asked.join(found, true()))
+        .where(asked.c.pilot_may)
         .cte("looked_at")
         .prefix_with("MATERIALIZED")
     )
@@ -232,14 +237,17 @@ def _told(taken: CTE) -> CTE:
 
 
 def _statement() -> Any:
-    looked_at = _looked_at(_asked())
+    asked = _asked()
+    looked_at = _looked_at(asked)
     taken = _made(_chosen(looked_at))
     moved = update(unit).where(unit.c.id == taken.c.unit_id).values(state=_RESERVED, job_id=taken.c.job_id).cte("moved")
     got = select(
         taken.c.n, taken.c.job_id, taken.c.left_over, taken.c.unit_id, taken.c.seq, *DETAIL_COLUMNS
     ).select_from(taken.join(unit_detail, unit_detail.c.unit_id == taken.c.unit_id))
-    too_large = select(looked_at.c.n, *(null() for _ in range(4 + len(DETAIL_COLUMNS)))).where(not_(looked_at.c.fits))
-    return union_all(got, too_large).add_cte(moved, *_counted(taken), _told(taken))
+    nothing = [null() for _ in range(3 + len(DETAIL_COLUMNS))]
+    too_large = select(looked_at.c.n, literal_column(str(TOO_LARGE)), *nothing).where(not_(looked_at.c.fits))
+    refused = select(asked.c.n, literal_column(str(PILOT_MAY_NOT)), *nothing).where(not_(asked.c.pilot_may))
+    return union_all(got, too_large, refused).add_cte(moved, *_counted(taken), _told(taken))
 
 
 _CLAIM = Prepared(_statement())
@@ -249,8 +257,8 @@ def claim(connection: Connection, asked: Sequence[tuple[Asked, int]]) -> list[An
     """For each of the claims, at most :data:`MOST`, with the seq to look from: the row of its job and unit, or None.
 
     A row is (line, job id, units that are still ready in its bucket up to :data:`LEFT_AT_MOST`, unit id, seq, the unit's
-    detail), all None after the line if the unit does not fit. To be called where the statement is a transaction by itself,
-    or in one that is about to end.
+    detail), or the line and :data:`TOO_LARGE` or :data:`PILOT_MAY_NOT`. To be called where the statement is a transaction by
+    itself, or in one that is about to end.
     """
     before: Counter[int] = Counter()
     lines = []

@@ -122,8 +122,10 @@ _REPLICAS = msgspec.json.Decoder(list[ReplicaSpec])
 
 MAY_RUN = task.c.state.in_([literal_column(f"'{state.value}'") for state in sorted(CLAIMABLE_TASK_STATES)])
 """Rechecked in the claim itself, so that a pause is a pause."""
-PILOT_MAY = pilot.c.state.in_([literal_column(str(int(each))) for each in (PilotState.ACTIVE, PilotState.EXPECTED)])
-"""Likewise of the pilot; harvester claims for one that is expected."""
+CLAIMING = frozenset({PilotState.ACTIVE, PilotState.EXPECTED})
+"""States of pilots that may claim; harvester claims for one that is expected."""
+PILOT_MAY = pilot.c.state.in_([literal_column(str(int(each))) for each in sorted(CLAIMING)])
+"""Likewise of the pilot."""
 MAY_CLAIM = or_(
     queue.c.status == bindparam("status", type_=String), queue.c.status == bindparam("other_status", type_=String)
 )

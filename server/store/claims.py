@@ -99,9 +99,10 @@ class Floors:
 class Missed(Enum):
     """Why a claim among others got nothing."""
 
-    EMPTY = "no unit is left for it, or its task, queue or pilot may not"
+    EMPTY = "no unit is left for it, or its task or queue may not"
     BELOW = "none from where the first one was thought to be: look from the beginning"
     TOO_LARGE = "the first unit does not fit; one behind it may"
+    PILOT_MAY_NOT = "the pilot has ended, or was taken for lost"
 
 
 def is_single(asked: Asked) -> bool:
@@ -125,8 +126,8 @@ def claim_together(connection: Connection, batch: Sequence[Asked], floors: Floor
         bucket_id = asked.terms.bucket_id
         if row is None:
             found.append(_nothing(floors, bucket_id, floor, bucket_id in given))
-        elif row[1] is None:
-            found.append(Missed.TOO_LARGE)
+        elif row[1] in _MISSED:
+            found.append(_MISSED[row[1]])
         else:
             job_id, left, first_seq = row[1], row[2], row[4]
             found.append(ClaimedJob(job_id, asked.terms.task_id, bucket_id, [taken_unit(row[1:])], emptied=not left))
@@ -136,6 +137,9 @@ def claim_together(connection: Connection, batch: Sequence[Asked], floors: Floor
                 floors.advance(bucket_id, first_seq)
             given.add(bucket_id)
     return found
+
+
+_MISSED = {claim_singles.TOO_LARGE: Missed.TOO_LARGE, claim_singles.PILOT_MAY_NOT: Missed.PILOT_MAY_NOT}
 
 
 def _nothing(floors: Floors, bucket_id: int, floor: int, given: bool) -> Missed:

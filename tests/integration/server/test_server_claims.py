@@ -523,3 +523,14 @@ def test_a_job_of_very_many_units_once_had_more_than_a_statement_can_name(site: 
     pilot.succeed(job, "a", units=ids)
     assert site.task(task).units == {"done": 70_000}
     site.check_counts()
+
+
+def test_a_pilot_that_has_left_takes_no_bucket_from_others(site: Site) -> None:
+    """It tried all of them, one after another, and each was left alone by its process for a second."""
+    site.world()
+    tasks = [site.counter(2) for _ in range(6)]
+    gone, here = site.pilot(), site.pilot()
+    gone.end()
+    reply = gone.ask()
+    assert reply.drain and not reply.jobs
+    assert [here.acquire().task_id for _ in range(12)] == sorted(2 * tasks)
