@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
@@ -136,3 +136,11 @@ def test_the_summary_for_apel() -> None:
         "NormalisedCpuDuration": "{HEPscore23: 36000}",
         "NumberOfJobs": "3",
     }
+
+
+def test_all_that_is_used_is_summed_up() -> None:
+    """Also what a field that is new says."""
+    sums = [each.name for each in fields(Usage) if each.name not in ("first_end", "last_end")]
+    use, other = (Usage(**dict.fromkeys(sums, number)) for number in (2, 3))
+    use.add(other)
+    assert {name: getattr(use, name) for name in sums} == dict.fromkeys(sums, 5)
