@@ -84,14 +84,17 @@ def claim_one(
             if job is not None:
                 with dispatcher.looks.mutex:
                     look.share_use.claim(candidate.traits.share, candidate.traits.requirements.cores)
-                    if job.emptied:
-                        buckets.set_aside(candidate.bucket_id, dispatcher.clock.monotonic() + EMPTY_S)
                 return [(job, candidate)], []
             if not tried - without and not _may_claim(dispatcher, connection, pilot):
                 return [], []
             tried.add(candidate.bucket_id)
-            with dispatcher.looks.mutex:
-                buckets.set_aside(candidate.bucket_id, dispatcher.clock.monotonic() + EMPTY_S)
+            set_aside(dispatcher, candidate.bucket_id)
+
+
+def set_aside(dispatcher: Dispatcher, bucket_id: int) -> None:
+    """Nothing more was found in a bucket: others come first for a while."""
+    with dispatcher.looks.mutex:
+        dispatcher.looks.buckets().set_aside(bucket_id, dispatcher.clock.monotonic() + EMPTY_S)
 
 
 def _may_claim(dispatcher: Dispatcher, connection: Connection | None, pilot: PilotRow) -> bool:
@@ -107,6 +110,7 @@ def _may_claim(dispatcher: Dispatcher, connection: Connection | None, pilot: Pil
 def asked_for(
     dispatcher: Dispatcher, look: Look, pilot: PilotRow, slot: Slot, match: Match, request: tuple[str, int]
 ) -> Asked:
+    """The claim of a match: ``request`` is the pilot's request and the job's place in the answer to it."""
     candidate = match.candidate
     detail = {"queue": slot.queue.name, "pilot": pilot.id, "host": pilot.host}
     told = "," + msgspec.json.encode(detail).decode()[1:]

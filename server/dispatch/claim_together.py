@@ -16,7 +16,7 @@ from functools import partial
 from common.wire import AcquireRequest, Assignment, QueueSpec, Refusal, StageSpec
 from server.batching import AGAIN, Again
 from server.dispatch.assign import assignment, facts_of
-from server.dispatch.claim import AHEAD, EMPTY_S, Found, asked_for, slot_of
+from server.dispatch.claim import AHEAD, Found, asked_for, set_aside, slot_of
 from server.dispatch.context import Dispatcher, Look
 from server.engine.matching import Candidate
 from server.engine.probes import is_own_work
@@ -141,7 +141,7 @@ def _settled(
         with dispatcher.looks.mutex:
             look.share_use.claim(traits.share, traits.requirements.cores)
         if outcome.emptied:
-            _set_aside(dispatcher, bucket_id)
+            set_aside(dispatcher, bucket_id)
         made = _assignment(dispatcher, look, wish.queue, candidate, outcome) if _is_plain(traits.spec) else None
         return Got([(outcome, candidate)], [], made)
     if outcome is Missed.PILOT_MAY_NOT:
@@ -149,13 +149,8 @@ def _settled(
     if outcome is Missed.TOO_LARGE:
         return _NOT
     if outcome is Missed.EMPTY:
-        _set_aside(dispatcher, bucket_id)
+        set_aside(dispatcher, bucket_id)
     return AGAIN
-
-
-def _set_aside(dispatcher: Dispatcher, bucket_id: int) -> None:
-    with dispatcher.looks.mutex:
-        dispatcher.looks.buckets().set_aside(bucket_id, dispatcher.clock.monotonic() + EMPTY_S)
 
 
 def _is_plain(spec: StageSpec) -> bool:

@@ -62,6 +62,7 @@ class Dispatcher:
         """Signs of life that go with the next batch; since when they were last written."""
         self.heard_written = float("-inf")
         self.claims: Batcher[Any, Any] = Batcher(linger_s=0.004)
+        """Of pilots that each ask for one job, on PostgreSQL."""
         self.heartbeats: Batcher[Any, Any] = Batcher(leaders=2)
         self.commits: Batcher[Any, Any] = Batcher(linger_s=0.002)
         self.files: Batcher[Any, Any] = Batcher(linger_s=0.002)

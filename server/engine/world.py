@@ -64,7 +64,9 @@ class World:
         return _now_or_next([*queue.downtimes, *self._of_site(queue.site)], now, float("inf"))
 
     _takes: dict[tuple[str, str, bool], bool] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _takers: dict[tuple[str, bool], list[str]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _takers: dict[tuple[str, bool], tuple[str, ...]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
     _endpoints: dict[tuple[str, Activity], list[Endpoint]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -117,12 +119,12 @@ class World:
             )
         return known
 
-    def takers(self, site: str, *, logs: bool = False) -> list[str]:
+    def takers(self, site: str, *, logs: bool = False) -> tuple[str, ...]:
         """The storages to which a pilot at ``site`` may write new files now, or which are there for its logs: nearest first."""
         known = self._takers.get((site, logs))
         if known is None:
             able = filter(lambda each: self.takes_logs(each, site) if logs else self.takes(each, site), self.storages)
-            known = sorted(able, key=lambda each: (self.distance(site, each), each))
+            known = tuple(sorted(able, key=lambda each: (self.distance(site, each), each)))
             self._takers[site, logs] = known
         return known
 

@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 MOST_TOGETHER = claim_singles.MOST
-LEFT_AT_MOST = claim_singles.LEFT_AT_MOST
+"""Claims of one statement at the most."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def claim_together(connection: Connection, batch: Sequence[Asked], floors: Floor
         else:
             job_id, left, first_seq = row[1], row[2], row[4]
             found.append(ClaimedJob(job_id, asked.terms.task_id, bucket_id, [taken_unit(row[1:])], emptied=not left))
-            floors.note_left(bucket_id, left if left < LEFT_AT_MOST else None)
+            floors.note_left(bucket_id, left if left < claim_singles.LEFT_AT_MOST else None)
             if bucket_id not in given:
                 # Only the first of a bucket's claims says where ready units begin: before the others' lie its own.
                 floors.advance(bucket_id, first_seq)

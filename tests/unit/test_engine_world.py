@@ -204,9 +204,9 @@ def test_a_storage_in_a_downtime_neither_gives_nor_takes() -> None:
     assert down.down == {"SE"} and down.at(150) is down and down.at(200) == there
     assert not down.readable("SE") and not down.writable("SE") and not down.takes("SE", "HOME")
     assert (there.takers("HOME"), down.takers("HOME"), there.takers("HOME")) == (
-        ["OTHER", "SE"],
-        ["OTHER"],
-        ["OTHER", "SE"],
+        ("OTHER", "SE"),
+        ("OTHER",),
+        ("OTHER", "SE"),
     )
     assert down.readable("OTHER") and "SE" not in down.reach("HOME")
     assert down.nearest("HOME", ("SE",)) == NEVER

@@ -36,7 +36,7 @@ ACTIVITIES = {
 def queue_data(world: World, queue: QueueSpec, name: str) -> dict[str, Any]:
     """A queue, by the name that it has there."""
     tools = list(dict.fromkeys(COPYTOOLS.get(each, each) for each in queue.copytools)) or list(USUAL)
-    storages = world.takers(queue.site)
+    storages = list(world.takers(queue.site))
     kind = "singularity:pilot" if CONTAINER_TAG in queue.tags else ""
     return {
         "name": name,

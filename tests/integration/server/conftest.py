@@ -76,6 +76,15 @@ def url(kind: str, make_url_of: Callable[[str], str]) -> str:
 
 
 @pytest.fixture
+def on_postgres(make_url_of: Callable[[str], str]) -> Iterator[Site]:
+    """A dispatcher over a site with a queue, on PostgreSQL, where claims share a statement; its clock stands still."""
+    made = Site(make_url_of("real_postgres"))
+    made.say_up()
+    yield made.world()
+    made.database.close()
+
+
+@pytest.fixture
 def site(url: str) -> Iterator[Site]:
     """A dispatcher over an empty world, with a clock that stands still."""
     made = Site(url)

@@ -272,45 +272,36 @@ def jobs_of(made: list[ClaimedJob | Missed]) -> list[ClaimedJob]:
     return [each for each in made if isinstance(each, ClaimedJob)]
 
 
-@pytest.fixture
-def batched(make_url_of: Any) -> Iterator[Site]:
-    """Where claims share a statement."""
-    made = Site(make_url_of("real_postgres"))
-    made.say_up()
-    yield made.world()
-    made.database.close()
-
-
-def test_claims_of_one_bucket_in_one_batch_each_get_a_unit_of_their_own(batched: Site) -> None:
-    task, pilot_id = batched.counter(5), batched.pilot().id
-    terms = ClaimTerms(only_bucket(batched, task), task, "q", Bounds(1))
-    made = claim_batch(batched, asked_for(terms, pilot_id, 6), Floors())
+def test_claims_of_one_bucket_in_one_batch_each_get_a_unit_of_their_own(on_postgres: Site) -> None:
+    task, pilot_id = on_postgres.counter(5), on_postgres.pilot().id
+    terms = ClaimTerms(only_bucket(on_postgres, task), task, "q", Bounds(1))
+    made = claim_batch(on_postgres, asked_for(terms, pilot_id, 6), Floors())
     assert [isinstance(job, ClaimedJob) for job in made] == [True] * 5 + [False]
     assert made[-1] is Missed.EMPTY
     assert [job.emptied for job in jobs_of(made)] == [False] * 4 + [True]
-    check_race(batched, task, [(job.job_id, [each.id for each in job.units]) for job in jobs_of(made)], 5)
+    check_race(on_postgres, task, [(job.job_id, [each.id for each in job.units]) for job in jobs_of(made)], 5)
 
 
-def test_a_batch_says_how_few_units_it_left(batched: Site) -> None:
-    task, pilot_id = batched.counter(12), batched.pilot().id
-    terms, floors = ClaimTerms(only_bucket(batched, task), task, "q", Bounds(1)), Floors()
-    claim_batch(batched, asked_for(terms, pilot_id, 2), floors)
+def test_a_batch_says_how_few_units_it_left(on_postgres: Site) -> None:
+    task, pilot_id = on_postgres.counter(12), on_postgres.pilot().id
+    terms, floors = ClaimTerms(only_bucket(on_postgres, task), task, "q", Bounds(1)), Floors()
+    claim_batch(on_postgres, asked_for(terms, pilot_id, 2), floors)
     assert floors.left(terms.bucket_id) is None  # many
-    claim_batch(batched, asked_for(terms, pilot_id, 7), floors)
+    claim_batch(on_postgres, asked_for(terms, pilot_id, 7), floors)
     assert floors.left(terms.bucket_id) == 3
-    claim_batch(batched, asked_for(terms, pilot_id, 3), floors)
+    claim_batch(on_postgres, asked_for(terms, pilot_id, 3), floors)
     assert floors.left(terms.bucket_id) is None  # none: whoever looks again sees for himself
 
 
-def test_a_batch_says_why_a_claim_got_nothing(batched: Site) -> None:
-    task, pilot_id = batched.counter(2), batched.pilot().id
-    terms, floors = ClaimTerms(only_bucket(batched, task), task, "q", Bounds(1)), Floors()
+def test_a_batch_says_why_a_claim_got_nothing(on_postgres: Site) -> None:
+    task, pilot_id = on_postgres.counter(2), on_postgres.pilot().id
+    terms, floors = ClaimTerms(only_bucket(on_postgres, task), task, "q", Bounds(1)), Floors()
     floors.advance(terms.bucket_id, 7)
     asked = asked_for(terms, pilot_id, 1)
-    assert claim_batch(batched, asked, floors) == [Missed.BELOW]
-    assert isinstance(claim_batch(batched, asked, floors)[0], ClaimedJob)
+    assert claim_batch(on_postgres, asked, floors) == [Missed.BELOW]
+    assert isinstance(claim_batch(on_postgres, asked, floors)[0], ClaimedJob)
     small = replace(terms, bounds=Bounds(1, max_events=0))
-    assert claim_batch(batched, asked_for(small, pilot_id, 1), floors) == [Missed.TOO_LARGE]
+    assert claim_batch(on_postgres, asked_for(small, pilot_id, 1), floors) == [Missed.TOO_LARGE]
 
 
 @pytest.mark.parametrize("state", [state for state in TaskState if state.value not in ("ready", "scouting", "running")])
