@@ -75,8 +75,12 @@ class Rig:
             outcome = (backend or self.backend).status([ref])[ref.mark]
             if outcome.state in states:
                 return outcome
-            assert time.monotonic() < give_up, f"{ref} is {outcome}, not in {states}"
+            assert time.monotonic() < give_up, f"{ref} is {outcome}, not in {states}{self.explained(ref)}"
             self.passes()
+
+    def explained(self, ref: WorkerRef) -> str:
+        """What the batch system itself says of a worker that doesn't get where it should."""
+        return ""
 
 
 class LocalRig(Rig):

@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from harvester.backends.base import WorkerRef
 from harvester.backends.htcondor import CondorBackend
 from harvester.backends.htcondor_options import CondorOptions
 from tests.contract.backends import Rig
@@ -33,6 +34,9 @@ class HtcondorRig(Rig):
 
     def passes(self) -> None:
         threading.Event().wait(0.2)
+
+    def explained(self, ref: WorkerRef) -> str:
+        return "\n" + self.pool.analysis(ref.batch_id)
 
     def worker_folder(self, mark: str) -> Path:
         return self.folder / "workers" / mark

@@ -350,6 +350,15 @@ class System:
             ]
         )
 
+    def payload(self, text: str) -> psutil.Process:
+        """The one living process of :meth:`payloads`, once it is there: a job runs a moment before its program does."""
+
+        def found() -> Optional[psutil.Process]:
+            processes = self.payloads(text)
+            return processes[0] if len(processes) == 1 else None
+
+        return self.wait(found, f"one process of {text} runs")
+
     def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run ``pilotage`` as the admin to its end."""
         return subprocess.run(

@@ -201,7 +201,7 @@ def test_server_away_when_pilots_ask_for_work(system: System) -> None:
 def test_server_away_while_the_payload_runs(system: System, gate: Path) -> None:
     task = system.task(jobscript=keep_and_wait(gate), outputs=[{"pattern": "out.txt", "storage": "disk"}])
     system.wait_jobs(task, "running", deadline=QUICK_S)
-    (payload,) = system.payloads("/bin/jobscript")
+    payload = system.payload("/bin/jobscript")
     system.server.stop()
     time.sleep(2.5)  # longer than two heartbeats
     assert payload.is_running()
@@ -215,7 +215,7 @@ def test_server_away_while_the_payload_runs(system: System, gate: Path) -> None:
 def test_server_away_when_outputs_are_recorded(system: System, gate: Path) -> None:
     task = system.task(jobscript=keep_and_wait(gate), outputs=[{"pattern": "out.txt", "storage": "disk"}])
     (job,) = system.wait_jobs(task, "running", deadline=QUICK_S)
-    (payload,) = system.payloads("/bin/jobscript")
+    payload = system.payload("/bin/jobscript")
     system.server.kill9()
     gate.touch()
     wait_for(lambda: gone(payload), "the payload ends", QUICK_S)

@@ -38,16 +38,19 @@ def program(tmp_path: Path) -> Iterator[Program]:
 
 @contextmanager
 def running(program: Program) -> Iterator[subprocess.Popen[str]]:
-    """A harvester that runs; what it wrote is in ``run.log``."""
-    process = program.popen("run")
+    """A harvester that runs; what it wrote is in ``run.log``, and shown where a test fails."""
+    log = program.folder / "run.log"
+    # A file, not a pipe: nobody reads it meanwhile, and a pipe that is full would hold it up.
+    with log.open("w") as output:
+        process = program.popen("run", output=output)
     try:
         yield process
     finally:
         process.terminate()
-        output, _ = process.communicate(timeout=DEADLINE_S)
-        (program.folder / "run.log").write_text(output)
-    assert process.returncode == 0, output
-    assert "Traceback" not in output, output
+        process.wait(DEADLINE_S)
+        print(log.read_text(), program.states())
+    assert process.returncode == 0, log.read_text()
+    assert "Traceback" not in log.read_text()
 
 
 def config_of(program: Program) -> Path:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 import pytest
@@ -160,7 +160,12 @@ class Program:
             f'[harvester.queues.{QUEUE}.options]\nworkers_dir = "{folder}/workers"\nkill_grace_s = 1.0\n'
         )
 
-    def popen(self, *arguments: str, how: Sequence[str] = ("-m", "common.cli.main")) -> subprocess.Popen[str]:
+    def popen(
+        self,
+        *arguments: str,
+        how: Sequence[str] = ("-m", "common.cli.main"),
+        output: IO[str] | int = subprocess.PIPE,
+    ) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [
                 sys.executable,
@@ -171,7 +176,7 @@ class Program:
                 *arguments,
             ],
             cwd=Path(__file__).parents[2],
-            stdout=subprocess.PIPE,
+            stdout=output,
             stderr=subprocess.STDOUT,
             text=True,
         )

@@ -156,9 +156,7 @@ def test_node_down(rig: SlurmRig) -> None:
         assert "its node failed" in outcome.reason
         _soon(rig, requeued, W.SUBMITTED)
     finally:
-        if rig.cluster.node_state("node3") != "idle":
-            rig.cluster.call("scontrol", "update", "NodeName=node3", "State=RESUME")
-        _wait_for(lambda: rig.cluster.node_state("node3") in ("idle", "mixed"))
+        rig.cluster.resume("node3")
 
 
 def test_controller_down_for_a_while_changes_nothing(rig: SlurmRig) -> None:

@@ -22,6 +22,8 @@ from tests.services.grid_root import USER, GridRoot
 SLOTS = 8
 DOMAIN = "pool.test"
 IDENTITY = f"{USER}@{DOMAIN}"
+LOG_SHOWN = 3000
+"""Characters of each log's end that are shown of a job that doesn't run."""
 
 
 def status() -> str:
@@ -166,6 +168,19 @@ class CondorPool(Service):
         words = [word for name in attributes for word in ("-format", f"{name}=%v\n", name)]
         lines = self.command("condor_q", job, *words).splitlines()
         return dict(line.split("=", 1) for line in lines if "=" in line)
+
+    def analysis(self, job: str) -> str:
+        """Why a job doesn't run: HTCondor's own analysis, its slots, and the ends of its daemons' logs."""
+        with contextlib.suppress(ServiceFailed):
+            words = (
+                ["condor_q", "-better-analyze", job],
+                ["condor_status", "-af", "Name", "State", "Activity", "Cpus"],
+            )
+            said = [self.command(*command) for command in words]
+            logs = [self.folder / "log" / name for name in ("NegotiatorLog", "SchedLog", "StartLog", "ShadowLog")]
+            said += [f"{log.name}:\n{log.read_text(errors='replace')[-LOG_SHOWN:]}" for log in logs if log.exists()]
+            return "\n".join(said)
+        return "its daemons don't answer"
 
     def remove_all(self) -> None:
         """Remove all jobs from the queue, and forget those that won't go."""

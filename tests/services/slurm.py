@@ -153,6 +153,21 @@ class SlurmCluster:
         except ServiceFailed:
             return ""
 
+    def resume(self, node: str) -> None:
+        """Have a node that is down take jobs again; returns when it does.
+
+        A node that registers anew comes back by itself, at any moment: then the controller refuses to resume it.
+        """
+
+        def serves() -> bool:
+            state = self.node_state(node)
+            if state.startswith(("down", "drain")):
+                with contextlib.suppress(ServiceFailed):
+                    self.call("scontrol", "update", f"NodeName={node}", "State=RESUME")
+            return state in ("idle", "mixed", "allocated", "completing")
+
+        wait_until(serves, f"{node} takes jobs again")
+
     def _listens(self, *command: str) -> bool:
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=240)
         return done.returncode == 0 and "DOWN" not in done.stdout
