@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 _PR_SET_PDEATHSIG = 1
 SWITCH_S = 0.05
 """For how long a thread of a web process may run while others wait: each of those looks that often whether it is its turn."""
+UPKEEP_S = 0.85
+"""How often the look at the world is renewed and signs of life are written: less than what requests wait for."""
 MOST_CONNECTIONS = 16
 """To the database, of one process and kind: threads beyond that wait for a moment."""
 
@@ -53,6 +55,7 @@ def create_app(config: ServerConfig) -> falcon.App[Any, Any]:
     dispatcher = create_dispatcher(config)
     _look_around(dispatcher)
     threading.Thread(target=_say_up, args=(dispatcher,), name="liveness", daemon=True).start()
+    threading.Thread(target=keep_up, args=(dispatcher,), name="upkeep", daemon=True).start()
     return create_application(dispatcher)
 
 
@@ -81,11 +84,20 @@ def _say_up(dispatcher: Dispatcher) -> None:
                 say_counts(connection, dispatcher)
                 idle = dispatcher.idle.by_queue(dispatcher.clock.monotonic())
                 processes.say(connection, process_name(), idle, dispatcher.now())
-            write_heard(dispatcher)
         except DatabaseUnavailable as error:
             logger.warning("the database is not available: %s", error)
         if dispatcher.stopping.wait(LIVENESS_PERIOD_S):
             return
+
+
+def keep_up(dispatcher: Dispatcher) -> None:
+    """Do, a little before a request would have to, what one of them does when it is due."""
+    while not dispatcher.stopping.wait(UPKEEP_S):
+        try:
+            dispatcher.looks.keep_up()
+            write_heard(dispatcher)
+        except DatabaseUnavailable as error:
+            logger.warning("the database is not available: %s", error)
 
 
 def run_agents(config: ServerConfig, parent: int | None) -> None:

@@ -57,6 +57,8 @@ def write_heard(dispatcher: Dispatcher) -> None:
     """Write the signs of life that wait."""
     dispatcher.heard_written = dispatcher.now()
     waiting, dispatcher.heard = dispatcher.heard, {}
+    # A copy: another thread may be putting one more there.
+    waiting = dict(waiting)
     if waiting:
         with dispatcher.database.write(durable=False) as connection:
             beats.write(connection, waiting)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import msgspec
 
@@ -24,8 +26,12 @@ from server.store.candidates import BucketRow, Cursor, News
 from server.store.database import Connection, Database
 from server.store.hosts import HostKey
 
+T = TypeVar("T")
+
 CACHE_S = 1.0
 """How old a look may be."""
+AT_ONCE = 32
+"""Tasks or buckets that are changed in one go: so long a claim has to wait for it."""
 RECONCILE_S = 300.0
 """How often it is asked which rows are still there, so that deleted ones are forgotten."""
 
@@ -104,6 +110,7 @@ class Looks:
         self._renewing = threading.Lock()
         self._look: Look | None = None
         self._stale = False
+        self._used = False
         self._ready: _Ready | None = None
         self._asked_for_buckets = False
         self._arranged = False
@@ -112,6 +119,7 @@ class Looks:
 
     def get(self, max_age_s: float = CACHE_S) -> Look:
         """A look that is at most ``max_age_s`` old, or being renewed."""
+        self._used = True
         look = self._look
         if look is not None and not self._stale and 0 <= self._clock.monotonic() - look.taken <= max_age_s:
             return look
@@ -124,6 +132,15 @@ class Looks:
             return self._renew()
         finally:
             self._renewing.release()
+
+    def keep_up(self) -> None:
+        """Renew the look, if somebody has used it: done often enough, this spares requests the wait for it."""
+        if self._used and self._renewing.acquire(blocking=False):
+            try:
+                self._used = False
+                self._renew()
+            finally:
+                self._renewing.release()
 
     def fresh(self) -> Look:
         """A look taken now: for what must not be decided by what was so a second ago, as when units are given up."""
@@ -208,13 +225,13 @@ class Looks:
             news = candidates.everything(connection, look.knobs)
             buckets = Buckets() if self._arranged else _Unarranged()
             ready = _Ready(buckets, knobs=look.knobs, reconciled=self._clock.monotonic())
-            _apply(ready, news, look)
+            _apply(ready, news, look, nullcontext())
             with self.mutex:
                 self._ready = ready
         else:
             news = candidates.since(connection, ready.cursor, look.knobs)
+            _apply(ready, news, look, self.mutex)
             with self.mutex:
-                _apply(ready, news, look)
                 if look.knobs.user_priority:
                     _reprioritise(ready, look)
                 ready.buckets.bring_back(self._clock.monotonic())
@@ -239,25 +256,30 @@ class Looks:
                 ready.of_task.pop(task_id, None)
 
 
-def _apply(ready: _Ready, news: News, look: Look) -> None:
-    for traits in news.tasks:
-        known = replace(traits, priority=_priority(traits, look))
-        if ready.tasks.get(traits.task_id) == known:
-            continue
-        ready.tasks[traits.task_id] = known
-        for bucket_id in ready.of_task.get(traits.task_id, ()):
-            _place(ready, ready.rows[bucket_id])
-    for row in news.buckets:
-        if ready.rows.get(row.id) == row and row.maybe_ready:
-            continue
-        if row.maybe_ready:
-            ready.rows[row.id] = row
-            ready.of_task.setdefault(row.task_id, set()).add(row.id)
-        else:
-            ready.rows.pop(row.id, None)
-            ready.of_task.get(row.task_id, set()).discard(row.id)
-        _place(ready, row)
+def _apply(ready: _Ready, news: News, look: Look, mutex: AbstractContextManager[object]) -> None:
+    """Bring the copy up to date; ``mutex`` is held for a few rows at a time. Only one thread at a time does this."""
+    tasks = [replace(traits, priority=_priority(traits, look)) for traits in news.tasks]
+    for some in _in_parts([traits for traits in tasks if ready.tasks.get(traits.task_id) != traits]):
+        with mutex:
+            for traits in some:
+                ready.tasks[traits.task_id] = traits
+                for bucket_id in ready.of_task.get(traits.task_id, ()):
+                    _place(ready, ready.rows[bucket_id])
+    for rows in _in_parts([row for row in news.buckets if not row.maybe_ready or ready.rows.get(row.id) != row]):
+        with mutex:
+            for row in rows:
+                if row.maybe_ready:
+                    ready.rows[row.id] = row
+                    ready.of_task.setdefault(row.task_id, set()).add(row.id)
+                else:
+                    ready.rows.pop(row.id, None)
+                    ready.of_task.get(row.task_id, set()).discard(row.id)
+                _place(ready, row)
     ready.cursor = news.cursor
+
+
+def _in_parts(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    return (items[start : start + AT_ONCE] for start in range(0, len(items), AT_ONCE))
 
 
 def _place(ready: _Ready, row: BucketRow) -> None:
