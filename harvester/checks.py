@@ -16,7 +16,7 @@ from harvester.backends.base import Backend, BackendError
 from harvester.config import backend_key
 from harvester.credentials.ends import ends_of
 from harvester.credentials.keeper import CredentialState, told_states
-from harvester.service import Parts, alone
+from harvester.service import Parts, alone, in_use
 
 NO_MARK = "00000000000000000000000000000000"
 SOON_S = 86400.0
@@ -55,8 +55,9 @@ def checks(parts: Parts) -> Iterator[Check]:
 def _state_dir(parts: Parts) -> Check:
     free = os.statvfs(parts.state_dir)
     free_mb = free.f_bavail * free.f_frsize // 1024**2
-    with alone(parts.state_dir) as first:
-        words = f"{parts.state_dir}, {free_mb} MiB free{'' if first else ', in use by a running harvester'}"
+    words = (
+        f"{parts.state_dir}, {free_mb} MiB free{', in use by a running harvester' if in_use(parts.state_dir) else ''}"
+    )
     if free_mb < 100:
         return Check("state_dir", Verdict.WARNING, words, "make room: without it no worker can be written down")
     return Check("state_dir", Verdict.OK, words)

@@ -22,7 +22,7 @@ from harvester.credentials.keeper import told_states
 from harvester.explain import as_plain, explained
 from harvester.relay.command import relay_command
 from harvester.reload import Reloader, Watch
-from harvester.service import Parts, Service, alone, assemble, kill_workers, last_cycle, open_store, state_dir_of
+from harvester.service import Parts, Service, assemble, in_use, kill_workers, last_cycle, open_store, state_dir_of
 from harvester.strays import find, remove
 from harvester.systemd import unit
 from harvester.views import Status, print_checks, print_status, print_workers
@@ -120,10 +120,10 @@ def _status(ctx: click.Context) -> Status:
         counts, drained = store.counts(), store.drained()
     finally:
         store.close()
-    with alone(state_dir) as first:
-        running = not first
     told = told_states(state_dir)
-    return Status(config, unusable, running, last_cycle(state_dir), counts, frozenset(drained), told, clock.now())
+    return Status(
+        config, unusable, in_use(state_dir), last_cycle(state_dir), counts, frozenset(drained), told, clock.now()
+    )
 
 
 @harvester.command()

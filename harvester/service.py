@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,6 +45,9 @@ WORKED = 0xFF
 """The byte that says that work has been done, among the numbers of signals."""
 ENDS = frozenset({0, int(signal.SIGTERM), int(signal.SIGINT)})
 """The bytes that end a service; 0 is sent when nothing is safe any more."""
+START_WAIT_S = 10.0
+"""How long a start waits for who works on its state_dir: commands such as check and kill-workers do for a moment."""
+LOCK_CHECK_S = 0.1
 KILL_CHECK_S = 0.5
 """How often the batch system is asked whether workers that were told to end have ended."""
 
@@ -151,18 +155,43 @@ def _check_submit(backend: Backend, queue: QueueConfig) -> None:
 
 
 @contextmanager
-def alone(state_dir: Path) -> Iterator[bool]:
-    """Be the one harvester of a state_dir while inside; yields whether that is so. A crash gives it up too."""
+def alone(state_dir: Path, wait_s: float = 0.0) -> Iterator[bool]:
+    """Be the only one who works on a state_dir while inside; yields whether that is so. A crash gives it up too.
+
+    Somebody else's work is waited for up to ``wait_s``.
+    """
+    with _lock(state_dir) as descriptor:
+        got = _locked(descriptor, fcntl.LOCK_EX)
+        if not got and wait_s > 0:
+            log.info("%s is in use: waiting up to %g s", state_dir, wait_s)
+            give_up = time.monotonic() + wait_s
+            while not got and time.monotonic() < give_up:
+                threading.Event().wait(LOCK_CHECK_S)
+                got = _locked(descriptor, fcntl.LOCK_EX)
+        yield got
+
+
+def in_use(state_dir: Path) -> bool:
+    """Whether a harvester runs on a state_dir, or a command works there. Looks do not keep each other out."""
+    with _lock(state_dir) as descriptor:
+        return not _locked(descriptor, fcntl.LOCK_SH)
+
+
+@contextmanager
+def _lock(state_dir: Path) -> Iterator[int]:
     descriptor = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+        yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _locked(descriptor: int, how: int) -> bool:
+    try:
+        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 class Service:
@@ -183,7 +212,7 @@ class Service:
         Raises ConfigError when another harvester runs on the same state_dir, and whatever ended the cycles.
         """
         state_dir = self._parts.state_dir
-        with alone(state_dir) as first:
+        with alone(state_dir, START_WAIT_S) as first:
             if not first:
                 raise ConfigError(
                     f"state_dir: another harvester runs on {state_dir}; stop it, or choose another folder"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import sqlite3
 import subprocess
@@ -329,6 +330,29 @@ def test_program_runs_once_on_each_state_dir(program: Program) -> None:
     finally:
         process.terminate()
         process.communicate(timeout=DEADLINE_S)
+
+
+def test_a_start_waits_for_a_command_that_works_on_its_state_dir(program: Program) -> None:
+    """A harvester that started while ``status``, ``check`` or ``kill-workers`` had the folder once gave up at once."""
+    program.call("status")
+    with (program.folder / "state" / "lock").open("r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        process = program.popen("run")
+        assert process.stdout is not None and "is in use: waiting" in process.stdout.readline()
+    try:
+        _wait_for(lambda: program.running(PILOTS))
+    finally:
+        process.terminate()
+        output, _ = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 0, output
+
+
+def test_those_who_only_look_keep_nobody_out(program: Program) -> None:
+    program.call("status")
+    with (program.folder / "state" / "lock").open("r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        assert json.loads(program.call("status", "--json"))["running"] is False
+        assert "in use" not in program.call("check")
 
 
 def test_program_checks_its_configuration(program: Program) -> None:
