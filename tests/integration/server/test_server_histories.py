@@ -51,7 +51,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
         yield Path(made)
 
 
-@pytest.mark.timeout(600 + 3 * WANTED)
+@pytest.mark.timeout(600 + 10 * WANTED)
 def test_random_histories_keep_every_promise(sqlite_template: Path, folder: Path) -> None:
     def fresh() -> str:
         for suffix in ("", "-wal", "-shm"):
@@ -62,7 +62,7 @@ def test_random_histories_keep_every_promise(sqlite_template: Path, folder: Path
     run(fresh, examples=40, steps=30)
 
 
-@pytest.mark.timeout(600 + 3 * WANTED)
+@pytest.mark.timeout(600 + 10 * WANTED)
 def test_random_histories_on_real_postgres_keep_every_promise(make_url_of: Callable[[str], str]) -> None:
     url = make_url_of("real_postgres")
 
