@@ -78,6 +78,17 @@ def free_port() -> int:
     raise ServiceFailed(f"no free port found between {PORTS.start} and {PORTS.stop}")
 
 
+def hold_port() -> socket.socket:
+    """A free port (its ``getsockname()[1]``) that stays so while the socket is open, for a server that starts much later.
+
+    On some machines outgoing connections use any port. The server itself must set SO_REUSEADDR.
+    """
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", free_port()))
+    return held
+
+
 def run(
     command: Sequence[str | Path],
     *,

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from common.tokens import write_secret_file
-from tests.services.base import Service, ServiceFailed, ServiceUnavailable, free_port, require, require_module, run
+from tests.services.base import Service, ServiceFailed, ServiceUnavailable, hold_port, require, require_module, run
 from tests.services.install import state_of
 
 ROOT = Path(__file__).parents[2]
@@ -112,7 +112,9 @@ class RucioServer(Service):
         folder.mkdir()
         self.folder = folder
         self.programs = programs
-        self.port = free_port()
+        # Making its database takes long: meanwhile somebody's connection could get the port.
+        self._held = hold_port()
+        self.port = self._held.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.traces = Traces()
         self.disk = folder / "disk"
@@ -138,6 +140,10 @@ class RucioServer(Service):
             env=env,
             cwd=folder,
         )
+
+    def release(self) -> None:
+        """Give the port back."""
+        self._held.close()
 
     @property
     def _database(self) -> str:
@@ -278,3 +284,4 @@ def rucio(services_folder: Path) -> Iterator[RucioServer]:
     finally:
         server.stop()
         server.traces.stop()
+        server.release()
