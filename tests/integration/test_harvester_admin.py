@@ -106,6 +106,7 @@ def test_a_queue_that_is_added_gets_workers_and_one_that_is_removed_keeps_its_ow
         end_local_workers(program.folder / "workers2")
         end_local_workers(program.folder / "workers")
         _wait_for(lambda: running_in(program, QUEUE) == 0)
+    end_local_workers(program.folder / "workers2")  # those that took their place
 
 
 def test_a_file_that_cannot_be_used_changes_nothing_and_is_told(program: Program) -> None:
