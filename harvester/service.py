@@ -164,6 +164,7 @@ def alone(state_dir: Path, wait_s: float = 0.0) -> Iterator[bool]:
         got = _locked(descriptor, fcntl.LOCK_EX)
         if not got and wait_s > 0:
             log.info("%s is in use: waiting up to %g s", state_dir, wait_s)
+            # The kernel waits for a lock without end or not at all.
             give_up = time.monotonic() + wait_s
             while not got and time.monotonic() < give_up:
                 threading.Event().wait(LOCK_CHECK_S)

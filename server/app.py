@@ -22,6 +22,7 @@ from server.config import ServerConfig
 from server.cores import take_core
 from server.dispatch.context import Dispatcher
 from server.dispatch.heartbeat import write_heard
+from server.dispatch.looks import CACHE_S
 from server.dispatch.watching import process_name, say_counts
 from server.store import agents, processes
 from server.store.database import Database, DatabaseUnavailable
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 _PR_SET_PDEATHSIG = 1
 SWITCH_S = 0.05
 """For how long a thread of a web process may run while others wait: each of those looks that often whether it is its turn."""
-UPKEEP_S = 0.85
+UPKEEP_S = 0.85 * CACHE_S
 """How often the look at the world is renewed and signs of life are written: less than what requests wait for."""
 MOST_CONNECTIONS = 16
 """To the database, of one process and kind: threads beyond that wait for a moment."""
@@ -51,7 +52,10 @@ def create_dispatcher(config: ServerConfig) -> Dispatcher:
 
 
 def create_app(config: ServerConfig) -> falcon.App[Any, Any]:
-    """The WSGI app. Its process says in the database that it is up, so that silence is counted only meanwhile."""
+    """The WSGI app. Its process says in the database that it is up, so that silence is counted only meanwhile.
+
+    Another thread keeps up what requests would else have to wait for.
+    """
     dispatcher = create_dispatcher(config)
     _look_around(dispatcher)
     threading.Thread(target=_say_up, args=(dispatcher,), name="liveness", daemon=True).start()

@@ -338,8 +338,10 @@ def test_a_start_waits_for_a_command_that_works_on_its_state_dir(program: Progra
     with (program.folder / "state" / "lock").open("r+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         process = program.popen("run")
-        assert process.stdout is not None and "is in use: waiting" in process.stdout.readline()
+        assert process.stdout is not None
+        told = process.stdout.readline()
     try:
+        assert "is in use: waiting" in told
         _wait_for(lambda: program.running(PILOTS))
     finally:
         process.terminate()

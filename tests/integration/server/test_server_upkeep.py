@@ -8,8 +8,8 @@ import pytest
 from sqlalchemy import select, update
 
 from common.wire import Offer
-from server.app import UPKEEP_S, keep_up
-from server.dispatch.looks import AT_ONCE, CACHE_S
+from server.app import keep_up
+from server.dispatch.looks import AT_ONCE
 from server.store.schema import pilot_report
 from server.store.schema import task as task_table
 from tests.integration.server.harness import Site
@@ -75,7 +75,3 @@ def offer_of(site: Site, pilot_id: int) -> str | None:
     """What the pilot offered when it was last written that it was heard of."""
     with site.database.read() as connection:
         return connection.execute(select(pilot_report.c.offer).where(pilot_report.c.pilot_id == pilot_id)).scalar()
-
-
-def test_it_is_kept_up_before_a_request_would_have_to() -> None:
-    assert UPKEEP_S < CACHE_S
