@@ -23,6 +23,8 @@ from urllib.parse import parse_qsl, urlencode
 Send = Callable[[str, str, bytes, Mapping[str, str]], tuple[int, bytes]]
 """Method, path, body, headers: status and body of the answer."""
 
+NO_JOB = 20
+"""StatusCode of ``getJob`` when there is nothing to run."""
 ALIGNED_IN = ("inFiles", "realDatasetsIn", "GUID", "fsize", "checksum", "scopeIn", "ddmEndPointIn", "prodDBlockToken")
 ALIGNED_OUT = ("outFiles", "realDatasets", "ddmEndPointOut", "destinationDblock", "destinationDBlockToken")
 
@@ -91,8 +93,17 @@ class PandaPilot:
 
     def job(self, **more: Any) -> dict[str, str]:
         """A job, which must be there; its lists are looked at."""
+        found = self.job_if_any(**more)
+        assert found is not None, self.transcript[-1]
+        return found
+
+    def job_if_any(self, **more: Any) -> Optional[dict[str, str]]:
+        """A job, or None where the server has none; its lists are looked at."""
         found = self.get_job(**more)
-        assert found.pop("StatusCode") == 0, found
+        code = found.pop("StatusCode")
+        if code == NO_JOB:
+            return None
+        assert code == 0, found
         assert all(isinstance(value, str) for value in found.values()), found
         check_lists(found)
         return found

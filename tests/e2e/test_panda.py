@@ -79,6 +79,11 @@ def fetched(url: str) -> bytes:
     return answer.content
 
 
+def asked(system: System, pilot: PandaPilot) -> dict[str, str]:
+    """The next job. A pilot asks again if there is none: what the server gives is chosen by what was so a second ago."""
+    return system.wait(pilot.job_if_any, lambda: pilot.transcript[-1])
+
+
 @pytest.mark.parametrize("database", DATABASES)
 def test_pilots_and_a_harvester_of_panda_work_for_a_real_server(tmp_path: Path, database_url: Optional[str]) -> None:
     with Configured(tmp_path, database_url, harvester=False) as system:
@@ -98,7 +103,7 @@ def test_pilots_and_a_harvester_of_panda_work_for_a_real_server(tmp_path: Path, 
         )  # fmt: skip
         system.wait_task(task, ["ready", "running"])
         for _ in range(COUNT - 1):
-            job = one.job()
+            job = asked(system, one)
             code, uploaded, work = node.run(job)
             if code == 0:
                 assert one.finish(job, uploaded)["StatusCode"] == 0
@@ -114,7 +119,7 @@ def test_pilots_and_a_harvester_of_panda_work_for_a_real_server(tmp_path: Path, 
         assert harvester.well("harvester/update_workers", {"workers": [harvester.worker(1, computingSite=queue)]}) == [
             True
         ]
-        (pushed,) = harvester.jobs(site_name=queue, worker_id=1)
+        (pushed,) = system.wait(lambda: harvester.jobs_if_any(site_name=queue, worker_id=1), "a job for the worker")
         assert harvester.report(said(pushed, "starting"))[0]["success"] is True
         same = "$ pilotage server token --role foreign_pilot --subject cern-cloud --ttl 1d"
         its_pilot = PandaPilot(system.send, system.token(same), queue, pilot_id="pilot", vo="experiment")

@@ -39,14 +39,8 @@ class Both:
 
     def job(self) -> Mapping[str, str]:
         """The next job, once there is one."""
-        pilot, found = self.node.pilot, {}
-
-        def there() -> bool:
-            found.update(pilot.get_job())
-            return found["StatusCode"] == 0
-
-        self.system.wait(there, lambda: str(found))
-        return found
+        pilot = self.node.pilot
+        return self.system.wait(pilot.job_if_any, lambda: pilot.transcript[-1])
 
     def run(self, job: Mapping[str, str]) -> Path:
         """Run a job to its good end; its folder."""
