@@ -14,7 +14,7 @@ from common.wire import (
     UnitsAcquireRequest,
 )
 from server.config import Knobs
-from server.dispatch import claim_together, heartbeat
+from server.dispatch import heartbeat, together
 from server.dispatch.assign import assigned_unit, assignment, facts_of, read_directly
 from server.dispatch.claim import AHEAD, MAX_UNITS, Found, claim_one, slot_of
 from server.dispatch.claim_together import Got, Wish
@@ -155,10 +155,9 @@ def _claim(dispatcher: Dispatcher, look: Look, pilot: PilotRow, queue: QueueSpec
         task_id, refusals = _ahead(dispatcher, look, pilot, queue, request)
         if task_id is None:
             return Got([], refusals)
-    if not dispatcher.database.is_sqlite:
-        got = claim_together.claim(dispatcher, Wish(pilot, queue, request, task_id))
-        if got is not None:
-            return got
+    got = together.claim(dispatcher, Wish(pilot, queue, request, task_id))
+    if got is not None:
+        return got
     slot = slot_of(dispatcher, look, pilot, queue, request.offer)
     return Got(*claim_one(dispatcher, look, pilot, slot, (request.request_id, 0), None))
 

@@ -8,10 +8,9 @@ it.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from common.wire import AcquireRequest, Assignment, QueueSpec, Refusal, StageSpec
 from server.batching import AGAIN, Again
@@ -21,8 +20,9 @@ from server.dispatch.context import Dispatcher, Look
 from server.engine.matching import Candidate
 from server.engine.probes import is_own_work
 from server.store import claims
-from server.store.claims import MOST_TOGETHER, Asked, ClaimedJob, Missed
+from server.store.claims import Asked, ClaimedJob, Missed
 from server.store.pilots import PilotRow
+from server.store.prepared import Piece
 
 TRIES = 4
 """Batches that one request takes part in at the most: others may always be faster."""
@@ -48,44 +48,31 @@ class Got:
     assignment: Assignment | None = None
 
 
-class _Not:
-    """The answer to what was not carried out."""
+Answer = Got | Again | None
+"""None: that must be done alone, and nothing was done."""
 
 
-_NOT = _Not()
-_Answer = Got | Again | _Not
+class Claims:
+    """The claims of one batch: chosen at once, claimed by ``piece``, and then ``answers``."""
 
+    def __init__(self, dispatcher: Dispatcher, look: Look, wishes: Sequence[Wish]) -> None:
+        self._dispatcher = dispatcher
+        self._look = look
+        self._wishes = wishes
+        self._choices = _Choices(dispatcher, look)
+        self._chosen = [self._choices.choose(wish) for wish in wishes]
 
-def claim(dispatcher: Dispatcher, wish: Wish) -> Got | None:
-    """One job, claimed together with whatever else waits; None if that must be done alone, and nothing was done.
+    def piece(self) -> Piece[list[ClaimedJob | Missed]]:
+        """What the database is asked. It raises IntegrityError if one of the requests got a job already."""
+        return claims.claim_together(self._choices.asked, self._dispatcher.floors)
 
-    Raises:
-        IntegrityError: this request got a job already.
-        DatabaseUnavailable: no connection could be had, or it broke.
-    """
-    got = dispatcher.claims.do(wish, partial(_carry_out, dispatcher))
-    return got if isinstance(got, Got) else None
-
-
-def _carry_out(dispatcher: Dispatcher, batch: list[Wish]) -> list[_Answer]:
-    answers: list[_Answer] = []
-    for start in range(0, len(batch), MOST_TOGETHER):
-        answers += _some(dispatcher, batch[start : start + MOST_TOGETHER])
-    return answers
-
-
-def _some(dispatcher: Dispatcher, batch: list[Wish]) -> list[_Answer]:
-    look = dispatcher.looks.get(math.inf)
-    choices = _Choices(dispatcher, look)
-    answers = [choices.choose(wish) for wish in batch]
-    if choices.asked:
-        with dispatcher.database.at_once() as connection:
-            got = iter(claims.claim_together(connection, choices.asked, dispatcher.floors))
-        answers = [
-            _settled(dispatcher, look, wish, answer, next(got)) if isinstance(answer, Candidate) else answer
-            for wish, answer in zip(batch, answers, strict=True)
+    def answers(self, got: Sequence[ClaimedJob | Missed]) -> list[Answer]:
+        """The answer to each, of what the database said."""
+        outcomes = iter(got)
+        return [
+            _settled(self._dispatcher, self._look, wish, each, next(outcomes)) if isinstance(each, Candidate) else each
+            for wish, each in zip(self._wishes, self._chosen, strict=True)
         ]
-    return answers  # type: ignore[return-value]
 
 
 class _Choices:
@@ -100,12 +87,12 @@ class _Choices:
         self._taken: Counter[int] = Counter()
         self._full: set[int] = set()
 
-    def choose(self, wish: Wish) -> Candidate | _Answer:
+    def choose(self, wish: Wish) -> Candidate | Answer:
         """The bucket that a wish's claim is now among the ``asked`` for; or that there is none to ask for."""
         dispatcher, look, pilot = self._dispatcher, self._look, wish.pilot
         wish.batches += 1
         if wish.batches > TRIES:
-            return _NOT
+            return None
         slot = slot_of(dispatcher, look, pilot, wish.queue, wish.request.offer)
         with dispatcher.looks.mutex:
             matches, refusals = self._buckets.find(slot, self._moment, look.share_use, 1, frozenset(self._full))
@@ -114,13 +101,13 @@ class _Choices:
             return AGAIN if self._full else Got([], refusals)
         candidate = matches[0].candidate
         if candidate.traits.scouting is not None:
-            return _NOT
+            return None
         task_id = candidate.traits.task_id
         if wish.task_id not in (None, task_id):
             return Got([], [Refusal(task_id, candidate.bucket_id, AHEAD, "by now another task is first in turn")])
         asked = asked_for(dispatcher, look, pilot, slot, matches[0], (wish.request.request_id, 0))
         if not claims.is_single(asked):
-            return _NOT
+            return None
         self.asked.append(asked)
         self._take(candidate.bucket_id)
         return candidate
@@ -134,7 +121,7 @@ class _Choices:
 
 def _settled(
     dispatcher: Dispatcher, look: Look, wish: Wish, candidate: Candidate, outcome: ClaimedJob | Missed
-) -> _Answer:
+) -> Answer:
     bucket_id, traits = candidate.bucket_id, candidate.traits
     if isinstance(outcome, ClaimedJob):
         # Not before: claims of one bucket in one statement cost the database less than those of many.
@@ -147,7 +134,7 @@ def _settled(
     if outcome is Missed.PILOT_MAY_NOT:
         return Got([], [])
     if outcome is Missed.TOO_LARGE:
-        return _NOT
+        return None
     if outcome is Missed.EMPTY:
         set_aside(dispatcher, bucket_id)
     return AGAIN

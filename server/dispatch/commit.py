@@ -4,7 +4,7 @@ Only the confirmation turns units to done and outputs to visible, in one transac
 outputs, both wait for that. It may be repeated after a lost reply; a job that ended otherwise meanwhile is answered
 with :class:`Gone`.
 
-On PostgreSQL what is plain is carried out for many jobs together (:mod:`server.dispatch.commit_together`); here is the
+On PostgreSQL what is plain is carried out for many jobs together (:mod:`server.dispatch.together`); here is the
 long way, one job at a time: for whatever is not plain, and on SQLite, where several share a transaction.
 """
 
@@ -30,7 +30,7 @@ from common.wire import (
     UnitsReleaseReply,
     UnitsReleaseRequest,
 )
-from server.dispatch import commit_together, failing, probes
+from server.dispatch import failing, probes, together
 from server.dispatch.acquire import not_held
 from server.dispatch.commit_together import Asked
 from server.dispatch.context import Dispatcher, Look
@@ -64,7 +64,7 @@ def record(dispatcher: Dispatcher, pilot_id: int, job_id: int, request: RecordRe
         Unprocessable: a name cannot be used, or no storage may take the output.
     """
     asked = Asked(pilot_id, job_id, request)
-    reply = commit_together.record(dispatcher, asked)
+    reply = together.record(dispatcher, asked)
     if reply is not None:
         return reply
     return _in_transaction(dispatcher, partial(_record, dispatcher, dispatcher.looks.get(), asked))
@@ -155,7 +155,7 @@ def finish(dispatcher: Dispatcher, pilot_id: int, job_id: int, request: FinishRe
         raise Unprocessable("a job ends finished, failed, cancelled or closed", [("$.state", "say how it ended")])
     digest = hashlib.sha256(msgspec.json.encode(request)).hexdigest()
     asked = Asked(pilot_id, job_id, request, digest)
-    done = commit_together.finish(dispatcher, asked)
+    done = together.finish(dispatcher, asked)
     if done is not None:
         return done
     ended = _in_transaction(dispatcher, partial(_finish, dispatcher, dispatcher.looks.get(), asked))

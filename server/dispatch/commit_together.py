@@ -7,9 +7,8 @@ nothing was written for it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Generic, TypeVar
 
 from common.states import JobState, UnitState
@@ -18,12 +17,15 @@ from server.dispatch.context import Dispatcher, Look
 from server.dispatch.errors import Unprocessable
 from server.dispatch.new_outputs import check_files, new_output, recorded, storage_for
 from server.store import commit_postgres, measurements
-from server.store.commit_postgres import MOST, Confirmed, Recorded, Written
+from server.store.commit_postgres import Confirmed, Recorded, Written
 from server.store.database import Connection
 from server.store.jobs import JobEnd, JobFacts
+from server.store.prepared import Piece
 from server.store.workflows import TaskRow
 
 R = TypeVar("R", RecordRequest, FinishRequest)
+Reply = RecordReply | FinishReply | None
+"""None: that must be done alone, and nothing was done."""
 LARGEST_ID = 2**63 - 1
 
 
@@ -37,33 +39,11 @@ class Asked(Generic[R]):
     digest: str = ""
 
 
-class _Not:
-    """The answer to what was not carried out."""
-
-
-_NOT = _Not()
-
-
-def record(dispatcher: Dispatcher, asked: Asked[RecordRequest]) -> RecordReply | None:
-    """Record outputs together with whatever else waits; None if that must be done alone, and nothing was done."""
-    if any(each.avoid for each in asked.request.outputs):
-        return None  # what was recorded before gets another place
-    return _done(dispatcher, asked, RecordReply)
-
-
-def finish(dispatcher: Dispatcher, asked: Asked[FinishRequest]) -> FinishReply | None:
-    """Confirm a job together with whatever else waits; None if that must be done alone, and nothing was done."""
-    return _done(dispatcher, asked, FinishReply) if _went_well(asked.request) else None
-
-
-T = TypeVar("T")
-
-
-def _done(dispatcher: Dispatcher, asked: Asked[Any], kind: type[T]) -> T | None:
-    if dispatcher.database.is_sqlite:
-        return None
-    reply = dispatcher.commits.do(asked, partial(carry_out, dispatcher))
-    return reply if isinstance(reply, kind) else None
+def may_share(request: RecordRequest | FinishRequest) -> bool:
+    """Whether a request may turn out to be plain."""
+    if isinstance(request, RecordRequest):
+        return not any(each.avoid for each in request.outputs)  # else what was recorded before gets another place
+    return _went_well(request)
 
 
 def _went_well(request: FinishRequest) -> bool:
@@ -75,34 +55,43 @@ def _went_well(request: FinishRequest) -> bool:
     return 0 < len(ids) == len(request.units) and min(ids) > 0 and max(ids) <= LARGEST_ID
 
 
-def carry_out(dispatcher: Dispatcher, batch: list[Asked[Any]]) -> list[object]:
-    """The replies to a batch; :data:`_NOT` for what is to be done alone."""
-    replies: list[object] = []
-    for start in range(0, len(batch), MOST):
-        replies += _some(dispatcher, batch[start : start + MOST])
-    return replies
+class Commits:
+    """Records and confirmations of one batch: read, written by ``piece``, and then ``replies``."""
 
-
-def _some(dispatcher: Dispatcher, batch: list[Asked[Any]]) -> list[object]:
-    look, now = dispatcher.looks.get(), dispatcher.now()
-    first: dict[int, Asked[Any]] = {}
-    for asked in batch:
-        first.setdefault(asked.job_id, asked)  # a job is in a transaction once
-    with dispatcher.database.at_once() as connection:
-        facts = dispatcher.jobs.get(connection, list(first))
-        writes: dict[int, Recorded | Confirmed] = {}
-        for job_id, asked in first.items():
-            of_job = facts.get(job_id)
+    def __init__(self, dispatcher: Dispatcher, connection: Connection, look: Look, batch: Sequence[Asked[Any]]) -> None:
+        self._look = look
+        self._batch = batch
+        self._first: dict[int, Asked[Any]] = {}
+        for asked in batch:
+            self._first.setdefault(asked.job_id, asked)  # a job is in a transaction once
+        self._now = dispatcher.now()
+        self._facts = dispatcher.jobs.get(connection, list(self._first)) if batch else {}
+        self._writes: dict[int, Recorded | Confirmed] = {}
+        for job_id, asked in self._first.items():
+            of_job = self._facts.get(job_id)
             if of_job is not None and of_job.pilot_id == asked.pilot_id:
                 write = _write(dispatcher, connection, look, asked, of_job)
                 if write is not None:
-                    writes[job_id] = write
-        if not writes:
-            return [_NOT] * len(batch)
-        to_record = [each for each in writes.values() if isinstance(each, Recorded)]
-        to_confirm = [each for each in writes.values() if isinstance(each, Confirmed)]
-        written = commit_postgres.write(connection, to_record, to_confirm, now)
-    return [_reply(look, asked, facts, writes, written) if first[asked.job_id] is asked else _NOT for asked in batch]
+                    self._writes[job_id] = write
+
+    def piece(self) -> Piece[Written]:
+        """What the database is asked."""
+        to_record = [each for each in self._writes.values() if isinstance(each, Recorded)]
+        to_confirm = [each for each in self._writes.values() if isinstance(each, Confirmed)]
+        return commit_postgres.write(to_record, to_confirm, self._now)
+
+    def replies(self, written: Written) -> list[Reply]:
+        """The reply to each, of what the database said."""
+        return [self._reply(asked, written) if self._first[asked.job_id] is asked else None for asked in self._batch]
+
+    def _reply(self, asked: Asked[Any], written: Written) -> Reply:
+        write = self._writes.get(asked.job_id)
+        if isinstance(write, Recorded) and asked.job_id in written.places:
+            site, places = self._facts[asked.job_id].site, written.places[asked.job_id]
+            return recorded(self._look.world, site, asked.request.outputs, places)
+        if isinstance(write, Confirmed) and asked.job_id in written.confirmed:
+            return write.end.reply
+        return None
 
 
 def _write(
@@ -149,18 +138,3 @@ def _confirmed(look: Look, asked: Asked[FinishRequest], facts: JobFacts, task: T
     unit_ids = [each.unit_id for each in request.units]
     dids = list({each.did for each in request.outputs})
     return Confirmed(asked.job_id, end, unit_ids, dids, {"outputs": len(request.outputs)}, sampled)
-
-
-def _reply(
-    look: Look,
-    asked: Asked[Any],
-    facts: Mapping[int, JobFacts],
-    writes: Mapping[int, Recorded | Confirmed],
-    written: Written,
-) -> object:
-    write = writes.get(asked.job_id)
-    if isinstance(write, Recorded) and asked.job_id in written.places:
-        return recorded(look.world, facts[asked.job_id].site, asked.request.outputs, written.places[asked.job_id])
-    if isinstance(write, Confirmed) and asked.job_id in written.confirmed:
-        return write.end.reply
-    return _NOT

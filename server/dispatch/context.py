@@ -61,10 +61,9 @@ class Dispatcher:
         self.heard: dict[int, Beat] = {}
         """Signs of life that go with the next batch; since when they were last written."""
         self.heard_written = float("-inf")
-        self.claims: Batcher[Any, Any] = Batcher(linger_s=0.004)
-        """Of pilots that each ask for one job, on PostgreSQL."""
+        self.writes: Batcher[Any, Any] = Batcher(linger_s=0.004)
+        """Claims of one job each, records and confirmations, on PostgreSQL."""
         self.heartbeats: Batcher[Any, Any] = Batcher(leaders=2)
-        self.commits: Batcher[Any, Any] = Batcher(linger_s=0.002)
         self.files: Batcher[Any, Any] = Batcher(linger_s=0.002)
         """Of projects: reservations and releases."""
         self.watch = Watch(self.config.event_followers)

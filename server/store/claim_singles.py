@@ -14,7 +14,6 @@ import msgspec
 from sqlalchemy import (
     CTE,
     BigInteger,
-    Connection,
     Double,
     Integer,
     SmallInteger,
@@ -40,7 +39,7 @@ from sqlalchemy.dialects import postgresql
 from common.states import JobState
 from server.store.claim_terms import DETAIL_COLUMNS, MAY_RUN, PILOT_MAY, Asked
 from server.store.codes import JOB_CODES, UNIT_READY, UNIT_RESERVED
-from server.store.prepared import Prepared
+from server.store.prepared import Prepared, Step
 from server.store.schema import event, job, job_delta, pilot, queue, task, unit, unit_delta, unit_detail
 
 MOST = 32
@@ -253,20 +252,27 @@ def _statement() -> Any:
 _CLAIM = Prepared(_statement())
 
 
-def claim(connection: Connection, asked: Sequence[tuple[Asked, int]]) -> list[Any]:
-    """For each of the claims, at most :data:`MOST`, with the seq to look from: the row of its job and unit, or None.
+def step(asked: Sequence[tuple[Asked, int]]) -> Step:
+    """The statement for these claims, at most :data:`MOST`, each with the seq to look from.
 
-    A row is (line, job id, units that are still ready in its bucket up to :data:`LEFT_AT_MOST`, unit id, seq, the unit's
-    detail), or the line and :data:`TOO_LARGE` or :data:`PILOT_MAY_NOT`. To be called where the statement is a transaction by
-    itself, or in one that is about to end.
+    To be carried out as a transaction by itself, or in one that is about to end.
     """
     before: Counter[int] = Counter()
     lines = []
     for n, (each, floor) in enumerate(asked):
         lines.append(_line(n, each, floor, before[each.terms.bucket_id]))
         before[each.terms.bucket_id] += 1
-    found: list[Any] = [None] * len(lines)
-    for row in _CLAIM.run(connection, {"asked": msgspec.json.encode(lines).decode()}):
+    return _CLAIM, {"asked": msgspec.json.encode(lines).decode()}
+
+
+def in_order(rows: Sequence[Any], count: int) -> list[Any]:
+    """For each of ``count`` claims the row of its job and unit, or None.
+
+    A row is (line, job id, units that are still ready in its bucket up to :data:`LEFT_AT_MOST`, unit id, seq, the unit's
+    detail), or the line and :data:`TOO_LARGE` or :data:`PILOT_MAY_NOT`.
+    """
+    found: list[Any] = [None] * count
+    for row in rows:
         found[row[0]] = row
     return found
 

@@ -15,7 +15,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from server.engine.sizing import rows_to_look_at
 from server.store import claim_postgres, claim_singles, claim_sqlite
 from server.store.claim_terms import Asked, Claimant, ClaimTerms, TakenUnit, taken_unit
-from server.store.prepared import Prepared
+from server.store.prepared import Piece, Prepared
 from server.store.schema import job, replay
 
 __all__ = [
@@ -110,27 +110,30 @@ def is_single(asked: Asked) -> bool:
     return rows_to_look_at(asked.terms.bounds) == 1
 
 
-def claim_together(connection: Connection, batch: Sequence[Asked], floors: Floors) -> list[ClaimedJob | Missed]:
+def claim_together(batch: Sequence[Asked], floors: Floors) -> Piece[list[ClaimedJob | Missed]]:
     """Claim a single unit for each of at most :data:`MOST_TOGETHER`, and make their jobs; on PostgreSQL only.
 
-    One statement, which must be a transaction by itself or the last one of it.
-
-    Raises:
-        IntegrityError: one of the requests got its job already; nothing was done for the others.
+    One statement, to be carried out as a transaction by itself or in one that is about to end. It raises IntegrityError
+    if one of the requests got its job already.
     """
-    starts = [floors.get(each.terms.bucket_id) for each in batch]
-    rows = claim_singles.claim(connection, list(zip(batch, starts, strict=True)))
+    asked = [(each, floors.get(each.terms.bucket_id)) for each in batch]
+    if not asked:
+        return Piece((), lambda _: [])
+    return Piece([claim_singles.step(asked)], lambda found: _outcomes(asked, found[0], floors))
+
+
+def _outcomes(asked: Sequence[tuple[Asked, int]], rows: Sequence[Any], floors: Floors) -> list[ClaimedJob | Missed]:
     found: list[ClaimedJob | Missed] = []
     given: set[int] = set()
-    for asked, floor, row in zip(batch, starts, rows, strict=True):
-        bucket_id = asked.terms.bucket_id
+    for (each, floor), row in zip(asked, claim_singles.in_order(rows, len(asked)), strict=True):
+        bucket_id = each.terms.bucket_id
         if row is None:
             found.append(_nothing(floors, bucket_id, floor, bucket_id in given))
         elif row[1] in _MISSED:
             found.append(_MISSED[row[1]])
         else:
             job_id, left, first_seq = row[1], row[2], row[4]
-            found.append(ClaimedJob(job_id, asked.terms.task_id, bucket_id, [taken_unit(row[1:])], emptied=not left))
+            found.append(ClaimedJob(job_id, each.terms.task_id, bucket_id, [taken_unit(row[1:])], emptied=not left))
             floors.note_left(bucket_id, left if left < claim_singles.LEFT_AT_MOST else None)
             if bucket_id not in given:
                 # Only the first of a bucket's claims says where ready units begin: before the others' lie its own.

@@ -17,7 +17,6 @@ import msgspec
 from sqlalchemy import (
     CTE,
     BigInteger,
-    Connection,
     Double,
     Integer,
     String,
@@ -45,7 +44,7 @@ from server.store import measurements, outputs
 from server.store.codes import FIRST_FINAL_JOB_CODE, JOB_CODES, UNIT_CODES, OutputState
 from server.store.jobs import JobEnd
 from server.store.outputs import REGISTRATION_CODES, NewOutput, Place
-from server.store.prepared import Prepared, in_one_go
+from server.store.prepared import Piece, Prepared, Step
 from server.store.schema import event, job, job_delta, output, task, unit, unit_delta
 from server.store.schema_measurements import measurement
 from server.store.schema_outputs import job_ended
@@ -87,20 +86,23 @@ class Written:
     confirmed: frozenset[int]
 
 
-def write(connection: Connection, recorded: Sequence[Recorded], confirmed: Sequence[Confirmed], now: float) -> Written:
-    """Carry out what is plain, durably. Each job may be named once; ``connection`` must commit by itself."""
-    steps: list[tuple[Prepared, Mapping[str, Any]]] = []
+def write(recorded: Sequence[Recorded], confirmed: Sequence[Confirmed], now: float) -> Piece[Written]:
+    """Carry out what is plain. Each job may be named once; all in one transaction, which ends with this."""
+    steps: list[Step] = []
     if recorded:
         steps.append((_RECORD, _given_to_record(recorded, now)))
     if confirmed:
         measured = any(each.sampled is not None for each in confirmed)
         steps.append((_LOCK, {"ids": [each.job_id for each in confirmed]}))
         steps.append((_CONFIRM[measured], {"rows": _text([_line(each) for each in confirmed]), "now": now}))
-    found = in_one_go(connection, steps)
-    places: dict[int, dict[str, Place]] = {}
-    for row in found[0] if recorded else ():
-        places.setdefault(row.job_id, {})[row.name] = outputs.place_of(row)
-    return Written(places, frozenset(row.job_id for row in found[-1]) if confirmed else frozenset())
+
+    def read(found: Sequence[Sequence[Any]]) -> Written:
+        places: dict[int, dict[str, Place]] = {}
+        for row in found[0] if recorded else ():
+            places.setdefault(row.job_id, {})[row.name] = outputs.place_of(row)
+        return Written(places, frozenset(row.job_id for row in found[-1]) if confirmed else frozenset())
+
+    return Piece(steps, read)
 
 
 def _text(value: object) -> str:

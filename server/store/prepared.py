@@ -14,11 +14,14 @@ import threading
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql import ClauseElement
+
+T = TypeVar("T")
 
 _Compiled = tuple[str | bytes, Mapping[str, Any], tuple[str, ...] | None]
 """The text as the driver takes it, the values that are always the same, the names in their order where parameters have no names."""
@@ -86,13 +89,35 @@ class Prepared:
         return found
 
 
-def in_one_go(connection: Connection, steps: Sequence[tuple[Prepared, Mapping[str, Any]]]) -> list[Sequence[Any]]:
+Step = tuple[Prepared, Mapping[str, Any]]
+"""A statement and its parameters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece(Generic[T]):
+    """Statements that belong together, and what their rows mean."""
+
+    steps: Sequence[Step]
+    read: Callable[[Sequence[Sequence[Any]]], T]
+
+    def run(self, connection: Connection) -> T:
+        """Carry it out by itself: see :func:`in_one_go`."""
+        return self.read(in_one_go(connection, self.steps))
+
+
+def both(connection: Connection, one: Piece[Any], other: Piece[Any]) -> tuple[Any, Any]:
+    """Carry out two pieces in one way there and back: see :func:`in_one_go`."""
+    found = in_one_go(connection, [*one.steps, *other.steps])
+    return one.read(found[: len(one.steps)]), other.read(found[len(one.steps) :])
+
+
+def in_one_go(connection: Connection, steps: Sequence[Step]) -> list[Sequence[Any]]:
     """Execute statements on PostgreSQL in one way there and back; the rows of each.
 
     On a connection that commits by itself they are one transaction. Each sees what others committed before it began.
     """
-    if len(steps) == 1:
-        return [steps[0][0].run(connection, steps[0][1])]
+    if len(steps) <= 1:
+        return [statement.run(connection, parameters) for statement, parameters in steps]
     raw: Any = connection.connection.dbapi_connection
     text: str | bytes = ""
     bound = None
