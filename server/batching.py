@@ -61,6 +61,10 @@ class Batcher(Generic[Q, R]):
         self._wanted = 1
         """Requests that a batch waits for: one that comes alone waits for nobody."""
         self._satisfied = 0
+        self._at_work = 0
+        """Requests of the batches that are being carried out."""
+        self._peak = 0
+        """The most that were there at once, waiting or at work, since the batch last waited for one more."""
 
     def do(self, request: Q, work: Callable[[list[Q]], list[R]]) -> R:
         """The reply to a request, once its batch is through.
@@ -74,6 +78,7 @@ class Batcher(Generic[Q, R]):
         item: _Item[Q, R] = _Item(request)
         with self._mutex:
             self._waiting.append(item)
+            self._peak = max(self._peak, len(self._waiting) + self._at_work)
             if not self._gathering and self._leading < self._leaders:
                 self._appoint(item)
                 self._leading += 1
@@ -109,6 +114,7 @@ class Batcher(Generic[Q, R]):
                 item.reply = None
             with self._mutex:
                 self._waiting[:0] = again
+                self._at_work -= len(batch)
                 following = self._waiting[0] if self._waiting and not self._gathering else None
                 if following is not None:
                     self._appoint(following)
@@ -130,6 +136,7 @@ class Batcher(Generic[Q, R]):
         with self._mutex:
             self._enough, self._gathering = None, False
             batch, self._waiting = self._waiting[:MOST], self._waiting[MOST:]
+            self._at_work += len(batch)
             self._learn(len(batch))
         return batch
 
@@ -140,8 +147,10 @@ class Batcher(Generic[Q, R]):
             return
         self._wanted = came
         self._satisfied += 1
-        if self._satisfied > CONTENT and came > 1:
-            self._wanted, self._satisfied = came + 1, 0
+        if self._satisfied > CONTENT:
+            # One more is waited for only if there is one: nobody comes of whom all are in the batch.
+            self._wanted, self._satisfied = came + (self._peak > came > 1), 0
+            self._peak = 0
 
 
 def _carry_out(batch: list[_Item[Q, R]], work: Callable[[list[Q]], list[R]]) -> None:

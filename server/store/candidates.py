@@ -181,13 +181,13 @@ def counted(
 
 def ready_units(connection: Connection, task_id: int | None = None) -> dict[int, int]:
     """How many units are ready in each bucket, of one task or of all."""
+    ready: Any = literal_column(str(UNIT_READY))
     parts = union_all(
         *(
-            select(table.c.bucket_id, table.c.n).where(
-                table.c.state == literal_column(str(UNIT_READY)),
-                *((table.c.task_id == task_id,) if task_id is not None else ()),
+            select(state.table.c.bucket_id, (sign * state.table.c.n).label("n")).where(
+                state == ready, *((state.table.c.task_id == task_id,) if task_id is not None else ())
             )
-            for table in (unit_count, unit_delta)
+            for state, sign in ((unit_count.c.state, 1), (unit_delta.c.state, 1), (unit_delta.c.source, -1))
         )
     ).subquery()
     query = select(parts.c.bucket_id, func.sum(parts.c.n).label("n")).group_by(parts.c.bucket_id)

@@ -25,7 +25,6 @@ from sqlalchemy import (
     literal_column,
     or_,
     select,
-    union_all,
     update,
 )
 
@@ -127,10 +126,8 @@ def _moved(chosen: CTE, job_id: Any) -> CTE:
 
 
 def _unit_deltas(n: Any, *conditions: Any) -> CTE:
-    rows = union_all(
-        select(_TASK, _BUCKET, _READY, -n).where(*conditions), select(_TASK, _BUCKET, _RESERVED, n).where(*conditions)
-    )
-    return insert(unit_delta).from_select(["task_id", "bucket_id", "state", "n"], rows).cte("counted")
+    rows = select(_TASK, _BUCKET, _READY, _RESERVED, n).where(*conditions)
+    return insert(unit_delta).from_select(["task_id", "bucket_id", "source", "state", "n"], rows).cte("counted")
 
 
 def _claim(locked: CTE, fitting: Select[Any]) -> Select[Any]:

@@ -214,13 +214,11 @@ def _made(chosen: CTE) -> CTE:
 def _counted(taken: CTE) -> list[CTE]:
     n = func.count()
     by_bucket = (taken.c.task_id, taken.c.bucket_id)
-    moves: Any = union_all(
-        *(select(*by_bucket, state, sign * n).group_by(*by_bucket) for state, sign in ((_READY, -1), (_RESERVED, 1)))
-    )
+    moves = select(*by_bucket, _READY, _RESERVED, n).group_by(*by_bucket)
     by_queue = (taken.c.task_id, taken.c.queue)
     begun = select(*by_queue, _SENT, n, func.sum(taken.c.cores)).group_by(*by_queue)
     return [
-        insert(unit_delta).from_select(["task_id", "bucket_id", "state", "n"], moves).cte("units_counted"),
+        insert(unit_delta).from_select(["task_id", "bucket_id", "source", "state", "n"], moves).cte("units_counted"),
         insert(job_delta).from_select(["task_id", "queue", "state", "n", "cores"], begun).cte("jobs_counted"),
     ]
 

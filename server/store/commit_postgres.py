@@ -33,7 +33,6 @@ from sqlalchemy import (
     null,
     select,
     true,
-    union_all,
     update,
 )
 from sqlalchemy.dialects import postgresql
@@ -300,22 +299,15 @@ def _turned(plain: CTE) -> CTE:
 
 def _unit_deltas(moved: CTE) -> CTE:
     key = (moved.c.task_id, moved.c.bucket_id)
-    n = func.count()
-    rows: Any = union_all(
-        select(*key, _RESERVED, -n).group_by(*key),
-        select(*key, _DONE, n).group_by(*key),
-    )
-    return insert(unit_delta).from_select(["task_id", "bucket_id", "state", "n"], rows).cte("unit_deltas")
+    rows = select(*key, _RESERVED, _DONE, func.count()).group_by(*key)
+    return insert(unit_delta).from_select(["task_id", "bucket_id", "source", "state", "n"], rows).cte("unit_deltas")
 
 
 def _job_deltas(plain: CTE) -> CTE:
-    key = (plain.c.task_id, plain.c.queue)
-    n, cores = func.count(), func.sum(plain.c.cores)
-    rows: Any = union_all(
-        select(*key, plain.c.state, -n, -cores).group_by(*key, plain.c.state),
-        select(*key, _FINISHED, n, cores).group_by(*key),
-    )
-    return insert(job_delta).from_select(["task_id", "queue", "state", "n", "cores"], rows).cte("job_deltas")
+    key = (plain.c.task_id, plain.c.queue, plain.c.state)
+    rows = select(*key, _FINISHED, func.count(), func.sum(plain.c.cores)).group_by(*key)
+    columns = ["task_id", "queue", "source", "state", "n", "cores"]
+    return insert(job_delta).from_select(columns, rows).cte("job_deltas")
 
 
 def _told(plain: CTE) -> CTE:

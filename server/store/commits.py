@@ -31,7 +31,6 @@ from sqlalchemy import (
     literal_column,
     null,
     select,
-    union_all,
     update,
 )
 from sqlalchemy.dialects import postgresql
@@ -201,12 +200,8 @@ def _unit_deltas() -> Any:
 def _job_deltas() -> Any:
     queue, cores = bindparam("queue", type_=String), bindparam("cores", type_=Integer)
     old, new = bindparam("old_state", type_=SmallInteger), bindparam("job_state", type_=SmallInteger)
-    differs = old != new
-    rows: Any = union_all(
-        select(_TASK_ID, queue, old, literal_column("-1"), -cores).where(differs),
-        select(_TASK_ID, queue, new, literal_column("1"), cores).where(differs),
-    )
-    return insert(job_delta).from_select(["task_id", "queue", "state", "n", "cores"], rows)
+    row: Any = select(_TASK_ID, queue, old, new, literal_column("1"), cores).where(old != new)
+    return insert(job_delta).from_select(["task_id", "queue", "source", "state", "n", "cores"], row)
 
 
 def _told() -> Any:

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, bindparam, cast, delete, func, insert, select, union_all
+from sqlalchemy import BigInteger, Connection, bindparam, cast, delete, func, insert, select
 
 from common.states import JobState
+from server.store import deltas
 from server.store.codes import FIRST_FINAL_JOB_CODE, JOB_CODES, JOB_STATES
 from server.store.lists import Insert, among, put
 from server.store.prepared import Prepared
@@ -34,36 +35,21 @@ class Move:
     target: JobState
 
 
-_ADD = Prepared(
-    insert(job_delta).values({name: bindparam(name) for name in ("task_id", "queue", "state", "n", "cores")})
-)
+_MOVE = ("task_id", "queue", "source", "state", "n", "cores")
+_ADD = Prepared(insert(job_delta).values({name: bindparam(name) for name in _MOVE}))
 
 
 def add(connection: Connection, *moves: Move) -> None:
     """Append moves of jobs."""
-    rows = []
-    for move in moves:
-        for state, n in ((move.source, -1), (move.target, 1)):
-            rows.append(
-                {
-                    "task_id": move.task_id,
-                    "queue": move.queue,
-                    "state": JOB_CODES[state],
-                    "n": n,
-                    "cores": n * move.cores,
-                }
-            )
-    _ADD.many(connection, rows)
+    rows = [(each.task_id, each.queue, JOB_CODES[each.source], JOB_CODES[each.target], 1, each.cores) for each in moves]
+    _ADD.many(connection, [dict(zip(_MOVE, row, strict=True)) for row in rows])
 
 
 def by_task(connection: Connection, task_ids: Sequence[int]) -> dict[int, dict[JobState, int]]:
     """How many jobs of each task are in each state."""
-    parts = union_all(
-        *(
-            select(table.c.task_id, table.c.state, table.c.n).where(table.c.task_id.in_(task_ids))
-            for table in (job_count, job_delta)
-        )
-    ).subquery()
+    folded = select(job_count.c.task_id, job_count.c.state, job_count.c.n).where(job_count.c.task_id.in_(task_ids))
+    waiting = deltas.as_counts(job_delta, ["task_id"], ["n"], job_delta.c.task_id.in_(task_ids))
+    parts = folded.union_all(*waiting.selects).subquery()
     query = select(parts.c.task_id, parts.c.state, func.sum(parts.c.n).label("n")).group_by(
         parts.c.task_id, parts.c.state
     )
@@ -101,17 +87,11 @@ _COLUMNS = ("task_id", "queue", "state", "n", "cores")
 
 
 def roll_up(connection: Connection, limit: int = 50_000) -> int:
-    """Fold the oldest deltas into the counts and into the cores in use; rows folded.
+    """Fold deltas into the counts and into the cores in use; rows folded.
 
     To be called by one agent at a time, under its lease.
     """
-    ids = select(job_delta.c.id).order_by(job_delta.c.id).limit(limit)
-    gone = (
-        delete(job_delta)
-        .where(job_delta.c.id.in_(ids))
-        .returning(job_delta.c.task_id, job_delta.c.queue, job_delta.c.state, job_delta.c.n, job_delta.c.cores)
-    )
-    rows, sums = _summed(connection, gone)
+    rows, sums = _summed(connection, deltas.take(connection, job_delta, limit).returning(job_delta))
     if rows:
         put(
             connection,
@@ -130,23 +110,21 @@ def roll_up(connection: Connection, limit: int = 50_000) -> int:
 def _summed(connection: Connection, gone: Any) -> tuple[int, list[tuple[int, str, int, int, int]]]:
     """Execute the deletion of deltas: how many, and their sums (task, queue, state, n, cores)."""
     if connection.dialect.name != "sqlite":
-        rows = gone.cte("gone")
+        taken = gone.cte("gone")
+        rows = deltas.as_counts(taken, ["task_id", "queue"], ["n", "cores"]).subquery()
         key = (rows.c.task_id, rows.c.queue, rows.c.state)
-        query = select(
-            *key,
-            cast(func.sum(rows.c.n), BigInteger),
-            cast(func.sum(rows.c.cores), BigInteger),
-            cast(func.count(), BigInteger),
-        ).group_by(*key)
+        n, cores = cast(func.sum(rows.c.n), BigInteger), cast(func.sum(rows.c.cores), BigInteger)
+        query = select(*key, n, cores, deltas.count_of(taken)).group_by(*key)
         found = connection.execute(query).all()
-        return sum(row[5] for row in found), [(row[0], row[1], row[2], row[3], row[4]) for row in found]
-    n: Counter[tuple[int, str, int]] = Counter()
-    cores: Counter[tuple[int, str, int]] = Counter()
-    deltas = connection.execute(gone).all()
-    for row in deltas:
-        n[row.task_id, row.queue, row.state] += row.n
-        cores[row.task_id, row.queue, row.state] += row.cores
-    return len(deltas), [(*key, n[key], cores[key]) for key in n]
+        return (found[0][5] if found else 0), [(row[0], row[1], row[2], row[3], row[4]) for row in found]
+    sums: Counter[tuple[int, str, int]] = Counter()
+    cores_of: Counter[tuple[int, str, int]] = Counter()
+    moves = connection.execute(gone).all()
+    for row in moves:
+        for state, sign in deltas.sides(row):
+            sums[row.task_id, row.queue, state] += sign * row.n
+            cores_of[row.task_id, row.queue, state] += sign * row.cores
+    return len(moves), [(*key, sums[key], cores_of[key]) for key in sums]
 
 
 def _add_counts(statement: Insert) -> Insert:

@@ -199,12 +199,11 @@ unit_detail = Table(
 unit_delta = Table(
     "unit_delta",
     metadata,
-    _primary_key(),
     Column("task_id", BigId, nullable=False),
     Column("bucket_id", BigId, nullable=False),
+    Column("source", SmallInteger),
     Column("state", SmallInteger, nullable=False),
     Column("n", BigInteger, nullable=False),
-    sqlite_autoincrement=True,
 )
 
 unit_count = Table(
@@ -337,13 +336,12 @@ Not logged either; apart from its beat, so that looking for silence stays cheap.
 job_delta = Table(
     "job_delta",
     metadata,
-    _primary_key(),
     Column("task_id", BigId, nullable=False),
     Column("queue", String(255), nullable=False),
+    Column("source", SmallInteger),
     Column("state", SmallInteger, nullable=False),
     Column("n", Integer, nullable=False),
     Column("cores", Integer, nullable=False),
-    sqlite_autoincrement=True,
 )
 
 job_count = Table(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from sqlalchemy import Connection, case, delete, func, or_, select, update
+from sqlalchemy import Connection, and_, case, delete, func, or_, select, update
 
 from common.states import FINAL_TASK_STATES, FINAL_UNIT_STATES, TaskState
 from server.engine.scouts import NO_SCOUTS
@@ -71,8 +71,10 @@ def touched(connection: Connection, limit: int = 10_000) -> Touched:
     Those whose changes of counts were not rolled up yet are among them; their rows stay for the roll-up.
     """
     marks = connection.execute(select(task_touched).order_by(task_touched.c.id).limit(limit)).all()
-    over = unit_delta.c.state.in_(sorted(FINAL_UNIT_CODES))
-    opened = case((over, 0), else_=unit_delta.c.n)
+    final = sorted(FINAL_UNIT_CODES)
+    over = unit_delta.c.state.in_(final)
+    was_open = and_(unit_delta.c.source.is_not(None), unit_delta.c.source.not_in(final))
+    opened = case((over, 0), else_=unit_delta.c.n) - case((was_open, unit_delta.c.n), else_=0)
     news = connection.execute(
         select(
             unit_delta.c.task_id,

@@ -18,13 +18,11 @@ from sqlalchemy import (
     Connection,
     bindparam,
     cast,
-    delete,
     func,
     insert,
     literal,
     or_,
     select,
-    union_all,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
@@ -33,7 +31,7 @@ from common.states import UnitState
 from common.wire import FileSpec, ReplicaSpec, StageSpec, UnitView
 from server.engine.outcomes import Attempts, Fate
 from server.engine.sizing import number_of, raised
-from server.store import tasks
+from server.store import deltas, tasks
 from server.store.claim_terms import DETAIL_COLUMNS, TakenUnit, taken_unit, usable_replicas
 from server.store.codes import UNIT_CODES, UNIT_READY, UNIT_STATES
 from server.store.lists import Insert, among, put
@@ -369,14 +367,11 @@ def move_all(connection: Connection, task_id: int, sources: Iterable[UnitState],
 
 def counts(connection: Connection, task_ids: Sequence[int]) -> dict[int, dict[UnitState, int]]:
     """How many units of each task are in each state, in one consistent look."""
-    parts = union_all(
-        select(unit_count.c.task_id, unit_count.c.state, unit_count.c.n).where(
-            among(connection, unit_count.c.task_id, task_ids)
-        ),
-        select(unit_delta.c.task_id, unit_delta.c.state, unit_delta.c.n).where(
-            among(connection, unit_delta.c.task_id, task_ids)
-        ),
-    ).subquery()
+    folded = select(unit_count.c.task_id, unit_count.c.state, unit_count.c.n).where(
+        among(connection, unit_count.c.task_id, task_ids)
+    )
+    waiting = deltas.as_counts(unit_delta, ["task_id"], ["n"], among(connection, unit_delta.c.task_id, task_ids))
+    parts = folded.union_all(*waiting.selects).subquery()
     query = select(parts.c.task_id, parts.c.state, func.sum(parts.c.n).label("n")).group_by(
         parts.c.task_id, parts.c.state
     )
@@ -388,17 +383,11 @@ def counts(connection: Connection, task_ids: Sequence[int]) -> dict[int, dict[Un
 
 
 def roll_up(connection: Connection, limit: int = ROLLED_UP) -> int:
-    """Fold the oldest deltas into the counts, and set each touched bucket's ``maybe_ready`` by them; rows folded.
+    """Fold deltas into the counts, and set each touched bucket's ``maybe_ready`` by them; rows folded.
 
     To be called by one agent at a time, under its lease.
     """
-    ids = select(unit_delta.c.id).order_by(unit_delta.c.id).limit(limit)
-    gone = (
-        delete(unit_delta)
-        .where(unit_delta.c.id.in_(ids))
-        .returning(unit_delta.c.task_id, unit_delta.c.bucket_id, unit_delta.c.state, unit_delta.c.n)
-    )
-    rows, totals = _summed(connection, gone)
+    rows, totals = _summed(connection, deltas.take(connection, unit_delta, limit).returning(unit_delta))
     if rows:
         _hint_by(connection, _add(connection, totals))
         ended = {task_id for task_id, _, state in totals if state in tasks.FINAL_UNIT_CODES}
@@ -423,16 +412,18 @@ def _add(connection: Connection, totals: Mapping[tuple[int, int, int], int]) -> 
 def _summed(connection: Connection, gone: Any) -> tuple[int, dict[tuple[int, int, int], int]]:
     """Execute the deletion of deltas: how many, and their sums by (task, bucket, state)."""
     if connection.dialect.name != "sqlite":
-        rows = gone.cte("gone")
+        taken = gone.cte("gone")
+        rows = deltas.as_counts(taken, ["task_id", "bucket_id"], ["n"]).subquery()
         key = (rows.c.task_id, rows.c.bucket_id, rows.c.state)
-        query = select(*key, cast(func.sum(rows.c.n), BigInteger), cast(func.count(), BigInteger)).group_by(*key)
+        query = select(*key, cast(func.sum(rows.c.n), BigInteger), deltas.count_of(taken)).group_by(*key)
         found = connection.execute(query).all()
-        return sum(row[4] for row in found), {(row[0], row[1], row[2]): row[3] for row in found}
+        return (found[0][4] if found else 0), {(row[0], row[1], row[2]): row[3] for row in found}
     totals: Counter[tuple[int, int, int]] = Counter()
-    deltas = connection.execute(gone).all()
-    for row in deltas:
-        totals[row.task_id, row.bucket_id, row.state] += row.n
-    return len(deltas), totals
+    moves = connection.execute(gone).all()
+    for row in moves:
+        for state, sign in deltas.sides(row):
+            totals[row.task_id, row.bucket_id, state] += sign * row.n
+    return len(moves), totals
 
 
 def _add_counts(statement: Insert) -> Insert:

@@ -275,9 +275,12 @@ class Site:
     def told_by_bucket(self) -> Counter[tuple[int, int, UnitState]]:
         total: Counter[tuple[int, int, UnitState]] = Counter()
         with self.database.read() as connection:
-            for table in (unit_count, unit_delta):
-                for row in connection.execute(select(table)):
-                    total[row.task_id, row.bucket_id, UNIT_STATES[row.state]] += row.n
+            for row in connection.execute(select(unit_count)):
+                total[row.task_id, row.bucket_id, UNIT_STATES[row.state]] += row.n
+            for row in connection.execute(select(unit_delta)):
+                total[row.task_id, row.bucket_id, UNIT_STATES[row.state]] += row.n
+                if row.source is not None:
+                    total[row.task_id, row.bucket_id, UNIT_STATES[row.source]] -= row.n
         return Counter({key: n for key, n in total.items() if n})
 
     def real_by_bucket(self) -> Counter[tuple[int, int, UnitState]]:

@@ -144,15 +144,20 @@ def read(database: Database) -> Books:
             "SELECT id, job_id, task_id, did, role, state, storage, path, fed FROM output"
         ):
             books.outputs[id_] = OutputFacts(job, task, did, role, OutputState(state), (storage, path), bool(fed))
-        for table in ("unit_count", "unit_delta"):
-            for task, bucket, state, n in rows(f"SELECT task_id, bucket_id, state, n FROM {table}"):
-                books.told_units[task, bucket, UNIT_STATES[state]] += n
+        for task, bucket, state, n in rows(
+            "SELECT task_id, bucket_id, state, n FROM unit_count UNION ALL SELECT task_id, bucket_id, state, n FROM unit_delta"
+            " UNION ALL SELECT task_id, bucket_id, source, -n FROM unit_delta WHERE source IS NOT NULL"
+        ):
+            books.told_units[task, bucket, UNIT_STATES[state]] += n
         jobs: Counter[tuple[int, str, JobState]] = Counter()
         cores_of: Counter[tuple[int, str, JobState]] = Counter()
-        for table in ("job_count", "job_delta"):
-            for task, queue, state, n, cores in rows(f"SELECT task_id, queue, state, n, cores FROM {table}"):
-                jobs[task, queue, JOB_STATES[state]] += n
-                cores_of[task, queue, JOB_STATES[state]] += cores
+        for task, queue, state, n, cores in rows(
+            "SELECT task_id, queue, state, n, cores FROM job_count"
+            " UNION ALL SELECT task_id, queue, state, n, cores FROM job_delta"
+            " UNION ALL SELECT task_id, queue, source, -n, -cores FROM job_delta WHERE source IS NOT NULL"
+        ):
+            jobs[task, queue, JOB_STATES[state]] += n
+            cores_of[task, queue, JOB_STATES[state]] += cores
         books.told_jobs = {key: (jobs[key], cores_of[key]) for key in jobs if jobs[key] or cores_of[key]}
         books.moving = {row[0] for row in rows("SELECT task_id FROM task_move")}
     return books

@@ -48,9 +48,9 @@ def claim(database: Database, terms: ClaimTerms, pilot_id: int, floors: Floors) 
     missed: ClaimedJob | Missed = Missed.TOO_LARGE
     with database.at_once() as connection:
         if not database.is_sqlite and is_single(asked):
-            missed = claim_together(connection, [asked], floors)[0]
+            missed = claim_together([asked], floors).run(connection)[0]
             if missed is Missed.BELOW:
-                missed = claim_together(connection, [asked], floors)[0]
+                missed = claim_together([asked], floors).run(connection)[0]
         if isinstance(missed, ClaimedJob):
             return missed
         return claim_job(connection, asked, floors) if missed is Missed.TOO_LARGE else None
@@ -265,7 +265,7 @@ def asked_for(terms: ClaimTerms, pilot_id: int, count: int) -> list[Asked]:
 
 def claim_batch(site: Site, asked: list[Asked], floors: Floors) -> list[ClaimedJob | Missed]:
     with site.database.at_once() as connection:
-        return claim_together(connection, asked, floors)
+        return claim_together(asked, floors).run(connection)
 
 
 def jobs_of(made: list[ClaimedJob | Missed]) -> list[ClaimedJob]:

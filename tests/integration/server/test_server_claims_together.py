@@ -8,7 +8,7 @@ from typing import Any
 
 from common.wire import AcquireRequest
 from server.batching import AGAIN
-from server.dispatch import claim_together
+from server.dispatch import together
 from server.dispatch.claim import AHEAD
 from server.dispatch.claim_together import TRIES, Got, Wish
 from tests.integration.server.harness import Pilot, Site, file, files, stage
@@ -24,7 +24,7 @@ def wish_of(pilot: Pilot, task_id: int | None = None) -> Wish:
 
 
 def carry_out(site: Site, wishes: list[Wish]) -> list[Any]:
-    return claim_together._carry_out(site.dispatcher, wishes)
+    return together.carry_out(site.dispatcher, list(wishes))
 
 
 def tasks_of(answers: list[Any]) -> list[int | None]:

@@ -26,7 +26,7 @@ from common.wire import (
     UnitResult,
     UploadedOutput,
 )
-from server.dispatch import commit, commit_together
+from server.dispatch import commit, together
 from server.dispatch.commit_together import Asked
 from server.dispatch.errors import Conflict, NotFound, Unprocessable
 from server.store.commit_postgres import MOST
@@ -47,7 +47,7 @@ def world(site: Site) -> Site:
 
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on each goes the long way."""
-    monkeypatch.setattr(commit_together, "_done", lambda *_: None)
+    monkeypatch.setattr(together, "_done", lambda *_: None)
 
 
 def never_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,15 +74,20 @@ class Queued:
         self._held.wait(240)
         return [True] * len(batch)
 
+    @property
+    def waits(self) -> bool:
+        """Whether a batch has been held up."""
+        return self._at_work.is_set()
+
     def ask(self, call: Callable[..., Any], *given: object) -> Future[Any]:
         """Have a request wait: from the first one on, so that a test can do other things before."""
-        if not self._at_work.is_set():
-            self._threads.submit(self._site.dispatcher.commits.do, object(), self._hold)
+        if not self.waits:
+            self._threads.submit(self._site.dispatcher.writes.do, object(), self._hold)
             assert self._at_work.wait(240)
-        waiting = self._site.dispatcher.commits._waiting
+        waiting = self._site.dispatcher.writes._waiting
         before = len(waiting)
         future = self._threads.submit(call, self._site.dispatcher, *given)
-        while len(self._site.dispatcher.commits._waiting) == before and not future.done():
+        while len(self._site.dispatcher.writes._waiting) == before and not future.done():
             future_wait(future)
         return future
 
@@ -103,13 +108,14 @@ def future_wait(future: Future[Any]) -> None:
 @pytest.fixture
 def queued(world: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Queued]:
     found = Queued(world)
-    work = commit_together.carry_out
+    work = together.carry_out
 
     def counted(dispatcher: Any, batch: list[Any]) -> list[object]:
-        found.sizes.append(len(batch))
+        if found.waits:
+            found.sizes.append(len(batch))
         return work(dispatcher, batch)
 
-    monkeypatch.setattr(commit_together, "carry_out", counted)
+    monkeypatch.setattr(together, "carry_out", counted)
     yield found
     found.go()
 
@@ -151,11 +157,12 @@ def facts_of(site: Site, task_id: int, job_id: int) -> dict[str, Any]:
             key = table.c.id if table is job else table.c.job_id
             rows = connection.execute(select(table).where(key == job_id).order_by(*list(table.c)[:1])).mappings()
             found[table.name] = [{name: value for name, value in row.items() if name not in ids} for row in rows]
-        for table, names in ((unit_delta, ["state"]), (job_delta, ["queue", "state"])):
+        for table in (unit_delta, job_delta):
             sums: dict[Any, int] = {}
             for row in connection.execute(select(table).where(table.c.task_id == task_id)).mappings():
-                place = tuple(row[name] for name in names)
-                sums[place] = sums.get(place, 0) + row["n"] * row.get("cores", 1)
+                for state, sign in ((row["state"], 1), (row["source"], -1)):
+                    place = (row.get("queue"), state)
+                    sums[place] = sums.get(place, 0) + sign * row["n"] * row.get("cores", 1)
             found[table.name] = {key: n for key, n in sums.items() if n}
         found["ended"] = len(connection.execute(select(job_ended).where(job_ended.c.job_id == job_id)).all())
     found["event"] = [each for each in found["event"] if "FINISHED" in each["kind"]]
@@ -280,7 +287,7 @@ def test_what_the_server_registers_goes_the_long_way(world: Site) -> None:
     given = pilot.acquire()
     did = pilot.record(given, "x").destinations[0].did
     asked = Asked(pilot.id, given.job_id, well(given, did), "digest")
-    assert not isinstance(commit_together.carry_out(world.dispatcher, [asked])[0], FinishReply)
+    assert not isinstance(together.carry_out(world.dispatcher, [asked])[0], FinishReply)
     reply = pilot.finish(given, well(given, did))
     assert list(reply.units.values()) == [UnitState.OUTPUTTING] and not world.outputs(task_id)
     assert world.job(given.job_id).state == JobState.HOLDING
@@ -293,7 +300,7 @@ def test_units_given_up_or_let_go_before_go_the_long_way(world: Site) -> None:
     assert len(given.units) == 2
     one = FinishRequest(JobState.FINISHED, [UnitResult(given.units[0].unit_id, UnitOutcome.PROCESSED)], [])
     asked = Asked(pilot.id, given.job_id, one, "digest")
-    assert not isinstance(commit_together.carry_out(world.dispatcher, [asked])[0], FinishReply)
+    assert not isinstance(together.carry_out(world.dispatcher, [asked])[0], FinishReply)
     reply = pilot.finish(given, one)
     assert sorted(reply.units.values()) == [UnitState.DONE, UnitState.READY]
     world.check_counts()
@@ -306,7 +313,7 @@ def test_more_than_fit_one_statement(world: Site) -> None:
     given = pilot.ask(count).jobs
     assert len(given) == count
     batch: list[Asked[Any]] = [Asked(pilot.id, each.job_id, well(each), "digest") for each in given]
-    replies = commit_together.carry_out(world.dispatcher, batch)
+    replies = together.carry_out(world.dispatcher, batch)
     assert all(isinstance(each, FinishReply) for each in replies)
     assert {view.state for view in world.units(task_id)} == {UnitState.DONE}
     world.check_counts()
