@@ -27,6 +27,8 @@ R = TypeVar("R", RecordRequest, FinishRequest)
 Reply = RecordReply | FinishReply | None
 """None: that must be done alone, and nothing was done."""
 LARGEST_ID = 2**63 - 1
+MOST_EACH = 256
+"""Units or outputs of one request: who has more keeps nobody else waiting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +43,11 @@ class Asked(Generic[R]):
 
 def may_share(request: RecordRequest | FinishRequest) -> bool:
     """Whether a request may turn out to be plain."""
+    if len(request.outputs) > MOST_EACH:
+        return False
     if isinstance(request, RecordRequest):
         return not any(each.avoid for each in request.outputs)  # else what was recorded before gets another place
-    return _went_well(request)
+    return len(request.units) <= MOST_EACH and _went_well(request)
 
 
 def _went_well(request: FinishRequest) -> bool:

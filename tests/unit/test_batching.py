@@ -117,6 +117,46 @@ def test_company_that_does_not_come_is_waited_for_less_and_less(pool: ThreadPool
     assert pool.submit(batcher.do, 7, work).result(PATIENCE_S) == 14
 
 
+def test_when_all_are_there_nobody_waits_for_one_more(pool: ThreadPoolExecutor) -> None:
+    """Every so often a batch waited as long as it may for somebody who was nowhere."""
+    batcher: Batcher[int, int] = Batcher(0.2)
+    work = Work()
+    futures = held_up(batcher, work, pool, [1, 2, 3])
+    work.go_on.release(2)
+    assert [each.result(PATIENCE_S) for each in futures] == [2, 4, 6]
+    work.hold = False
+
+    def two_at_a_time(times: int) -> None:
+        for number in range(0, 2 * times, 2):
+            both = [pool.submit(batcher.do, each, work) for each in (number, number + 1)]
+            assert [each.result(PATIENCE_S) for each in both] == [2 * number, 2 * number + 2]
+
+    two_at_a_time(2 * CONTENT)  # three were there once, so the third is waited for once
+    batcher._linger_s = LONG_S
+    work.batches.clear()
+    two_at_a_time(4 * CONTENT)
+    assert {len(batch) for batch in work.batches} == {2}
+
+
+def test_who_always_comes_too_late_is_waited_for_in_the_end(pool: ThreadPoolExecutor) -> None:
+    batcher: Batcher[int, int] = Batcher(LONG_S)
+    work = Work()
+    work.hold = True
+    futures = {number: pool.submit(batcher.do, number, work) for number in (1, 2, 3)}
+    for _ in range(6 * CONTENT):
+        work.wait_begun()
+        there = work.batches[-1]
+        waiting(batcher, 3 - len(there))
+        work.go_on.release()
+        for number in there:
+            assert futures[number].result(PATIENCE_S) == 2 * number
+            futures[number] = pool.submit(batcher.do, number, work)
+    work.hold = False
+    work.go_on.release(3)
+    assert [future.result(PATIENCE_S) for future in futures.values()] == [2, 4, 6]
+    assert [len(batch) for batch in work.batches[2 * CONTENT : 6 * CONTENT]] == [3] * (4 * CONTENT)
+
+
 def test_two_leaders_work_at_once_and_the_third_request_waits(pool: ThreadPoolExecutor) -> None:
     batcher: Batcher[int, int] = Batcher(0.0, leaders=2)
     work = Work()

@@ -13,6 +13,7 @@ from sqlalchemy import BigInteger, Text, bindparam, cast, func, select, text
 
 from common.states import JobState, UnitState
 from common.wire import (
+    AcquireRequest,
     Assignment,
     FinishReply,
     FinishRequest,
@@ -27,7 +28,8 @@ from common.wire import (
     UploadedOutput,
 )
 from server.dispatch import commit, together
-from server.dispatch.commit_together import Asked
+from server.dispatch.acquire import acquire
+from server.dispatch.commit_together import MOST_EACH, Asked, may_share
 from server.dispatch.errors import Conflict, NotFound, Unprocessable
 from server.store.commit_postgres import MOST
 from server.store.prepared import Prepared, in_one_go
@@ -214,6 +216,50 @@ def test_those_who_wait_are_carried_out_in_one_transaction(world: Site, queued: 
         told = connection.execute(select(event.c.xact).where(event.c.kind == "JOB_FINISHED")).scalars().all()
     assert len(told) == 2 and len(set(told)) == 1
     world.check_counts()
+
+
+def test_a_claim_shares_the_transaction_of_records_and_confirmations(world: Site, queued: Queued) -> None:
+    world.counter(3)
+    one, two, third = (world.pilot() for _ in range(3))
+    a, b = one.acquire(), two.acquire()
+    record = queued.ask(commit.record, *record_of(one, a, "x"))
+    claim = queued.ask(acquire, third.id, AcquireRequest("r", third.offer))
+    end = queued.ask(commit.finish, two.id, b.job_id, well(b))
+    queued.go()
+    assert isinstance(record.result(), RecordReply) and end.result().state == JobState.FINISHED
+    (given,) = claim.result().jobs
+    assert queued.sizes == [3]
+    with world.database.read() as connection:
+        told = select(event.c.xact).where(event.c.job_id.in_([given.job_id, b.job_id]), event.c.kind != "JOB_STARTED")
+        kinds = told.where(event.c.job_id == given.job_id), told.where(event.c.kind == "JOB_FINISHED")
+        assert len({connection.execute(query).scalar_one() for query in kinds}) == 1
+    world.check_counts()
+
+
+def test_a_claim_that_is_repeated_harms_no_confirmation(world: Site, queued: Queued) -> None:
+    """Its batch goes again, one by one: what the others asked is done, and done once."""
+    ((one, a),) = jobs_of(world, 1)
+    world.counter(2)
+    two = world.pilot()
+    request = AcquireRequest("the same", two.offer)
+    (first,) = acquire(world.dispatcher, two.id, request).jobs
+    end = queued.ask(commit.finish, one.id, a.job_id, well(a))
+    again = queued.ask(acquire, two.id, request)
+    queued.go()
+    assert [each.job_id for each in again.result().jobs] == [first.job_id]
+    assert end.result().state == JobState.FINISHED
+    with world.database.read() as connection:
+        assert connection.execute(select(func.count()).select_from(job_ended)).scalar_one() == 1
+    world.check_counts()
+
+
+def test_a_request_with_very_many_units_or_outputs_keeps_nobody_waiting(world: Site) -> None:
+    units = [UnitResult(number, UnitOutcome.PROCESSED) for number in range(1, MOST_EACH + 2)]
+    outputs = [OutputRecord(f"x{number}", 1, CHECKSUM, pattern="*") for number in range(MOST_EACH + 1)]
+    assert may_share(FinishRequest(JobState.FINISHED, units[1:])) and may_share(RecordRequest(outputs[1:]))
+    assert not may_share(FinishRequest(JobState.FINISHED, units)) and not may_share(RecordRequest(outputs))
+    uploaded = [UploadedOutput(f"s:x{number}", "file:///x") for number in range(MOST_EACH + 1)]
+    assert not may_share(FinishRequest(JobState.FINISHED, units[1:], uploaded))
 
 
 def record_of(pilot: Pilot, given: Assignment, name: str, **more: Any) -> tuple[int, int, Any]:
