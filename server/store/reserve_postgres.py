@@ -30,7 +30,6 @@ from sqlalchemy import (
     null,
     select,
     true,
-    union_all,
     update,
 )
 from sqlalchemy.dialects import postgresql
@@ -42,7 +41,7 @@ from server.store.reserve_terms import DETAIL_COLUMNS, MAY_RESERVE, READY, RESER
 from server.store.schema import bucket, task, unit, unit_delta, unit_detail
 from server.store.schema_projects import project_file, reservation
 
-_COUNTED = ["task_id", "bucket_id", "state", "n"]
+_COUNTED = ["task_id", "bucket_id", "source", "state", "n"]
 
 
 class _Bucket(msgspec.Struct):
@@ -183,16 +182,16 @@ def _held(taken: CTE) -> CTE:
     )
 
 
-def _counted(*moves: Any) -> CTE:
-    return insert(unit_delta).from_select(_COUNTED, union_all(*moves)).cte("counted")
+def _counted(moves: Any) -> CTE:
+    return insert(unit_delta).from_select(_COUNTED, moves).cte("counted")
 
 
 def _reserve() -> Prepared:
     taken = _taken(_found())
     held = _held(taken)
     moved = update(unit).where(unit.c.id == taken.c.unit_id).values(state=RESERVED).cte("moved")
-    of_bucket, n = (taken.c.task_id, taken.c.bucket_id), func.count()
-    moves = [select(*of_bucket, state, sign * n).group_by(*of_bucket) for state, sign in ((READY, -1), (RESERVED, 1))]
+    of_bucket = (taken.c.task_id, taken.c.bucket_id)
+    moves = select(*of_bucket, READY, RESERVED, func.count()).group_by(*of_bucket)
     rows = taken.join(held, held.c.unit_id == taken.c.unit_id).join(
         unit_detail, unit_detail.c.unit_id == taken.c.unit_id
     )
@@ -200,7 +199,7 @@ def _reserve() -> Prepared:
         select(taken.c.n, taken.c.unit_id, taken.c.seq, held.c.attempts, *DETAIL_COLUMNS)
         .select_from(rows)
         .order_by(taken.c.n, taken.c.seq)
-        .add_cte(moved, _counted(*moves))
+        .add_cte(moved, _counted(moves))
     )
 
 
@@ -250,11 +249,8 @@ def _release() -> Prepared:
         .values(released=moved.c.now, outcome=moved.c.outcome, expires=null())
         .cte("freed")
     )
-    of_bucket, n = (moved.c.task_id, moved.c.bucket_id), func.count()
-    moves = [
-        select(*of_bucket, RESERVED, -n).group_by(*of_bucket),
-        select(*of_bucket, moved.c.state, n).group_by(*of_bucket, moved.c.state),
-    ]
+    of_bucket = (moved.c.task_id, moved.c.bucket_id)
+    moves = select(*of_bucket, RESERVED, moved.c.state, func.count()).group_by(*of_bucket, moved.c.state)
     ready = select(moved.c.bucket_id, func.max(moved.c.now).label("now")).where(moved.c.state == READY)
     awake = ready.group_by(moved.c.bucket_id).cte("awake")
     woken = (
@@ -265,7 +261,7 @@ def _release() -> Prepared:
     )
     return Prepared(
         select(moved.c.n, moved.c.digest, moved.c.id, moved.c.state, moved.c.bucket_id, moved.c.seq).add_cte(
-            freed, _counted(*moves), woken
+            freed, _counted(moves), woken
         )
     )
 
