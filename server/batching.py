@@ -148,7 +148,7 @@ class Batcher(Generic[Q, R]):
         self._wanted = came
         self._satisfied += 1
         if self._satisfied > CONTENT:
-            # One more is waited for only if there is one: nobody comes of whom all are in the batch.
+            # One more is waited for only if there was one: when all that ask are in the batch, nobody else comes.
             self._wanted, self._satisfied = came + (self._peak > came > 1), 0
             self._peak = 0
 

@@ -62,6 +62,11 @@ class Claims:
         self._choices = _Choices(dispatcher, look)
         self._chosen = [self._choices.choose(wish) for wish in wishes]
 
+    @property
+    def wants_nothing(self) -> bool:
+        """Whether the database need not be asked: there is nothing for any of them, or it must be claimed alone."""
+        return not self._choices.asked
+
     def piece(self) -> Piece[list[ClaimedJob | Missed]]:
         """What the database is asked. It raises IntegrityError if one of the requests got a job already."""
         return claims.claim_together(self._choices.asked, self._dispatcher.floors)

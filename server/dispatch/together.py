@@ -13,12 +13,12 @@ from functools import partial
 from typing import Any
 
 from common.wire import FinishReply, FinishRequest, RecordReply, RecordRequest
-from server.dispatch.claim_together import Claims, Got, Wish
-from server.dispatch.commit_together import Asked, Commits, may_share
+from server.dispatch.claim_together import Answer, Claims, Got, Wish
+from server.dispatch.commit_together import Asked, Commits, Reply, may_share
 from server.dispatch.context import Dispatcher
 from server.store import commit_postgres
 from server.store.claims import MOST_TOGETHER
-from server.store.prepared import both
+from server.store.prepared import NOTHING, both
 
 MOST = min(MOST_TOGETHER, commit_postgres.MOST)
 """Requests of one transaction."""
@@ -71,10 +71,18 @@ def carry_out(dispatcher: Dispatcher, batch: list[Wish | Asked[Any]]) -> list[ob
 
 def _some(dispatcher: Dispatcher, batch: Sequence[Wish | Asked[Any]]) -> list[object]:
     look = dispatcher.looks.get(math.inf)
-    claims = Claims(dispatcher, look, [each for each in batch if isinstance(each, Wish)])
+    wishes = [each for each in batch if isinstance(each, Wish)]
+    claims = Claims(dispatcher, look, wishes) if wishes else None
+    to_commit = [each for each in batch if isinstance(each, Asked)]
+    if claims is not None and not to_commit and claims.wants_nothing:
+        return _in_order(batch, claims.answers([]), [])
     with dispatcher.database.at_once() as connection:
-        commits = Commits(dispatcher, connection, look, [each for each in batch if isinstance(each, Asked)])
-        got, written = both(connection, claims.piece(), commits.piece())
-    answered, replied = iter(claims.answers(got)), iter(commits.replies(written))
+        commits = Commits(dispatcher, connection, look, to_commit)
+        got, written = both(connection, claims.piece() if claims else NOTHING, commits.piece())
+    return _in_order(batch, claims.answers(got) if claims else [], commits.replies(written))
+
+
+def _in_order(batch: Sequence[Wish | Asked[Any]], answers: Sequence[Answer], replies: Sequence[Reply]) -> list[object]:
+    answered, replied = iter(answers), iter(replies)
     found = [next(answered if isinstance(each, Wish) else replied) for each in batch]
     return [_NOT if each is None else each for each in found]

@@ -116,9 +116,9 @@ def claim_together(batch: Sequence[Asked], floors: Floors) -> Piece[list[Claimed
     One statement, to be carried out as a transaction by itself or in one that is about to end. It raises IntegrityError
     if one of the requests got its job already.
     """
-    asked = [(each, floors.get(each.terms.bucket_id)) for each in batch]
-    if not asked:
+    if not batch:
         return Piece((), lambda _: [])
+    asked = [(each, floors.get(each.terms.bucket_id)) for each in batch]
     return Piece([claim_singles.step(asked)], lambda found: _outcomes(asked, found[0], floors))
 
 

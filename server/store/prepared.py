@@ -105,6 +105,9 @@ class Piece(Generic[T]):
         return self.read(in_one_go(connection, self.steps))
 
 
+NOTHING: Piece[None] = Piece((), lambda _: None)
+
+
 def both(connection: Connection, one: Piece[Any], other: Piece[Any]) -> tuple[Any, Any]:
     """Carry out two pieces in one way there and back: see :func:`in_one_go`."""
     found = in_one_go(connection, [*one.steps, *other.steps])

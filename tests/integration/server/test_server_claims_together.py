@@ -6,6 +6,8 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pytest
+
 from common.wire import AcquireRequest
 from server.batching import AGAIN
 from server.dispatch import together
@@ -81,3 +83,16 @@ def test_many_pilots_at_once_get_all_units_of_many_small_buckets(on_postgres: Si
         jobs = [future.result(60) for future in [pool.submit(pilot.acquire) for pilot in pilots]]
     assert Counter(job.task_id for job in jobs) == dict.fromkeys(tasks, 2)
     assert len({job.units[0].unit_id for job in jobs}) == 24
+
+
+def test_the_database_is_not_asked_for_those_who_find_nothing(
+    on_postgres: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An idle fleet asks all the time."""
+    wishes = [wish_of(on_postgres.pilot()) for _ in range(2)]
+
+    def closed() -> None:
+        raise AssertionError("it was asked")
+
+    monkeypatch.setattr(on_postgres.dispatcher.database, "at_once", closed)
+    assert [each.found for each in carry_out(on_postgres, wishes)] == [[], []]
