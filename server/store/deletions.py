@@ -96,7 +96,7 @@ def delete_slice(connection: Connection, task_id: int, size: int) -> int:
     connection.execute(delete(site_fault).where(site_fault.c.bucket_id.in_(buckets)))
     for table, column in _tables():
         keys = list(table.primary_key.columns)
-        rows = connection.execute(select(*keys).where(column == task_id).limit(size)).all()
+        rows = connection.execute(select(*(keys or [column])).where(column == task_id).limit(size)).all()
         if not rows:
             continue
         if len(keys) == 1:

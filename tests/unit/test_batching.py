@@ -140,21 +140,40 @@ def test_when_all_are_there_nobody_waits_for_one_more(pool: ThreadPoolExecutor) 
 
 def test_who_always_comes_too_late_is_waited_for_in_the_end(pool: ThreadPoolExecutor) -> None:
     batcher: Batcher[int, int] = Batcher(LONG_S)
-    work = Work()
-    work.hold = True
-    futures = {number: pool.submit(batcher.do, number, work) for number in (1, 2, 3)}
-    for _ in range(6 * CONTENT):
-        work.wait_begun()
-        there = work.batches[-1]
-        waiting(batcher, 3 - len(there))
-        work.go_on.release()
-        for number in there:
-            assert futures[number].result(PATIENCE_S) == 2 * number
-            futures[number] = pool.submit(batcher.do, number, work)
-    work.hold = False
-    work.go_on.release(3)
-    assert [future.result(PATIENCE_S) for future in futures.values()] == [2, 4, 6]
-    assert [len(batch) for batch in work.batches[2 * CONTENT : 6 * CONTENT]] == [3] * (4 * CONTENT)
+    batches: list[list[int]] = []
+    begun = threading.Semaphore(0)
+    futures: dict[int, Future[int]] = {}
+
+    def ask(number: int) -> None:
+        futures[number] = pool.submit(batcher.do, number, work)
+
+    def work(batch: list[int]) -> list[int]:
+        """Whoever is not in the batch asks while it is at work."""
+        batches.append(batch)
+        for number in {1, 2, 3} - set(batch):
+            ask(number)
+        waiting(batcher, 3 - len(batch))
+        begun.release()
+        return [2 * number for number in batch]
+
+    def over(batch: list[int]) -> None:
+        assert [futures[number].result(PATIENCE_S) for number in batch] == [2 * number for number in batch]
+
+    ask(1)
+    for _ in range(2):  # the first alone, then the two others, while whom it comes again
+        assert begun.acquire(timeout=PATIENCE_S)
+    for _ in range(2 * CONTENT):
+        over(batches[-1])
+        again, more = batches[-1][:2]
+        if batcher._wanted == 3:
+            break
+        ask(again)  # with the one who came too late it is two, as many as the last time
+        assert begun.acquire(timeout=PATIENCE_S)
+    ask(again)
+    ask(more)
+    assert begun.acquire(timeout=PATIENCE_S)
+    over([1, 2, 3])
+    assert sorted(batches[-1]) == [1, 2, 3]
 
 
 def test_two_leaders_work_at_once_and_the_third_request_waits(pool: ThreadPoolExecutor) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy import func, insert, select, text
 
 from common.states import JobState, UnitState
 from common.wire import FinishRequest, UnitOutcome, UnitResult
-from server.store import candidates, job_counts, tasks, units
+from server.store import candidates, deletions, job_counts, tasks, units
 from server.store.codes import JOB_CODES, UNIT_CODES
 from server.store.database import Connection, Database
 from server.store.migrate import configuration
@@ -81,6 +81,18 @@ def test_a_claim_and_a_confirmation_leave_one_row_each(on_postgres: Site) -> Non
         jobs = select(job_delta.c.source, job_delta.c.state).where(job_delta.c.task_id == task_id)
         assert Counter(map(tuple, connection.execute(moves))) == {(READY, RESERVED): 3, (RESERVED, DONE): 2}
         assert Counter(map(tuple, connection.execute(jobs))) == {(None, SENT): 3, (SENT, FINISHED): 2}
+
+
+def test_a_task_is_deleted_with_changes_of_counts_that_were_not_folded(site: Site) -> None:
+    """They have no key to be deleted by."""
+    task_id, other = finished(site.world()), site.counter(2)
+    with site.database.write() as connection:
+        while deletions.delete_slice(connection, task_id, 2):
+            pass
+        for table in (unit_delta, job_delta):
+            left = select(func.count()).where(table.c.task_id == task_id)
+            assert connection.execute(left).scalar_one() == 0, table.name
+        assert units.counts(connection, [other])[other] == {UnitState.READY: 2}
 
 
 @pytest.mark.parametrize(("source", "state", "drained"), [(RESERVED, DONE, 4), (READY, RESERVED, 0), (None, READY, 0)])
