@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 _PR_SET_PDEATHSIG = 1
 SWITCH_S = 0.05
 """For how long a thread of a web process may run while others wait: each of those looks that often whether it is its turn."""
+CYCLES_EVERY = 50_000
+"""So many objects agents make before cycles are looked for: lists of thousands of rows, which are dropped whole."""
 UPKEEP_S = 0.85 * CACHE_S
 """How often the look at the world is renewed and signs of life are written: less than what requests wait for."""
 MOST_CONNECTIONS = 16
@@ -109,6 +112,7 @@ def run_agents(config: ServerConfig, parent: int | None) -> None:
     told = _told_to_end()
     if parent is not None:
         die_with_parent(parent)
+    gc.set_threshold(CYCLES_EVERY, *gc.get_threshold()[1:])
     runner = Runner(create_dispatcher(config), DUTIES)
     runner.start()
     logger.info("agents run: %s", ", ".join(agent.name for agent in DUTIES))
