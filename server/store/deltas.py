@@ -9,8 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import CompoundSelect, Connection, Delete, FromClause, Table, any_, delete, func, select, union_all
-from sqlalchemy import literal_column as word
+from sqlalchemy import (
+    CompoundSelect,
+    Connection,
+    Delete,
+    FromClause,
+    Table,
+    any_,
+    delete,
+    func,
+    literal_column,
+    select,
+    union_all,
+)
 
 
 def as_counts(rows: FromClause, keys: Sequence[str], amounts: Sequence[str], *where: Any) -> CompoundSelect[Any]:
@@ -26,9 +37,9 @@ def as_counts(rows: FromClause, keys: Sequence[str], amounts: Sequence[str], *wh
 def take(connection: Connection, table: Table, limit: int) -> Delete:
     """Delete so many rows, in the order in which they lie there."""
     if connection.dialect.name == "sqlite":
-        row: Any = word("rowid")
+        row: Any = literal_column("rowid")
         return delete(table).where(row.in_(select(row).select_from(table).order_by(row).limit(limit)))
-    row = word("ctid")
+    row = literal_column("ctid")
     return delete(table).where(row == any_(func.array(select(row).select_from(table).limit(limit).scalar_subquery())))
 
 
